@@ -1,0 +1,1 @@
+"""llamake: make for local LLM servers."""

@@ -1,0 +1,201 @@
+"""Settings: `key=value` words and LLAMA_SERVER_* variables to one frozen Settings.
+
+A new setting is one line in the class below: its default, its parser, its help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import Refused
+from tasks.quantization import parse_quantization
+
+ENVIRONMENT_PREFIX = "LLAMA_SERVER_"
+SOURCE_KEYS = ("model", "hf-model", "gguf-path", "safetensors-dir")
+COMMAND_LINE = "command line"
+DEFAULT = "default"
+
+Parser = Callable[[str, Path], Any]
+"""From a value's text and the folder the user stands in; raises ValueError with the reason."""
+
+
+def text(value: str, _here: Path) -> str:
+    """Any text."""
+    return value
+
+
+def named(value: str, _here: Path) -> str:
+    """Any text but none."""
+    if not value.strip():
+        raise ValueError("it is empty")
+    return value
+
+
+def path(value: str, here: Path) -> Path:
+    """A path, relative to where the user stands; `~` is the home folder."""
+    return Path(os.path.abspath(here / Path(named(value, here)).expanduser()))
+
+
+def yes_no(value: str, _here: Path) -> bool:
+    """yes or no."""
+    answers = {"yes": True, "no": False, "true": True, "false": False, "1": True, "0": False}
+    if value.lower() not in answers:
+        raise ValueError("it takes yes or no")
+    return answers[value.lower()]
+
+
+def words(value: str, _here: Path) -> tuple[str, ...]:
+    """Arguments, split as a shell would."""
+    try:
+        return tuple(shlex.split(value))
+    except ValueError as error:
+        raise ValueError(f"a shell could not split it: {str(error).lower()}") from error
+
+
+def number(low: int, high: int) -> Parser:
+    """A whole number from `low` to `high`."""
+
+    def parse(value: str, _here: Path) -> int:
+        try:
+            result = int(value)
+        except ValueError:
+            raise ValueError(f"it takes a whole number from {low} to {high}") from None
+        if not low <= result <= high:
+            raise ValueError(f"it takes a whole number from {low} to {high}")
+        return result
+
+    return parse
+
+
+def auto_or(parser: Parser) -> Parser:
+    """What `parser` takes, or `auto` (None): llamake decides."""
+
+    def parse(value: str, here: Path) -> Any:
+        if value.lower() == "auto":
+            return None
+        try:
+            return parser(value, here)
+        except ValueError as error:
+            raise ValueError(f"{error}, or auto") from None
+
+    return parse
+
+
+def one_of(*choices: str) -> Parser:
+    """One of some words."""
+
+    def parse(value: str, _here: Path) -> str:
+        if value.lower() not in choices:
+            raise ValueError(f"it takes one of {', '.join(choices)}{did_you_mean(value, choices)}")
+        return value.lower()
+
+    return parse
+
+
+def quantization(value: str, _here: Path) -> str:
+    """A quantization type of llama-quantize."""
+    return parse_quantization(value)
+
+
+def key(default: Any, parser: Parser, help: str) -> Any:
+    """Declare a setting."""
+    return field(default=default, metadata={"parser": parser, "help": help})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting; field names are the keys with `_` for `-`."""
+
+    model: str = key("demo", named, "a GGUF file, a safetensors folder, or org/name on the hub")
+    hf_model: str | None = key(None, named, "the model as a Hugging Face repository")
+    gguf_path: Path | None = key(None, path, "the model as a GGUF file, used in place")
+    safetensors_dir: Path | None = key(None, path, "the model as a safetensors folder")
+    quantization: str | None = key(None, auto_or(quantization), "type to quantize to (q4_k_m)")
+    imatrix: Path | None = key(None, path, "importance matrix for the quantization")
+    keep_f16: bool = key(True, yes_no, "keep the 16-bit file after quantizing")
+    port: int | None = key(8080, auto_or(number(1, 65535)), "port to listen on; auto: a free one")
+    host: str = key("127.0.0.1", named, "address to listen on")
+    threads: int | None = key(None, auto_or(number(1, 4096)), "threads for generation")
+    ctx_size: int | None = key(None, auto_or(number(1, 1 << 27)), "context size in tokens")
+    gpu_layers: int | None = key(None, auto_or(number(0, 1 << 20)), "layers to put on the GPU")
+    device: str = key("auto", one_of("auto", "cpu", "cuda", "metal", "vulkan"), "what to build for")
+    platform: str | None = key(None, auto_or(named), "whose binaries to make (windows-x64)")
+    alias: str | None = key(None, named, "model name in the API")
+    api_key: str | None = key(None, named, "key that clients must send")
+    args: tuple[str, ...] = key((), words, "more arguments for llama-server (or for pytest)")
+    bins_dir: Path | None = key(None, path, "folder for binaries and tools (bins)")
+    models_dir: Path | None = key(None, path, "folder for models (models)")
+    logs_dir: Path | None = key(None, path, "folder for logs (logs)")
+    llama_cpp: Path | None = key(None, path, "your own llama.cpp source tree, used as it is")
+    all: bool = key(False, yes_no, "every known model instead of one (list, forget)")
+    long: bool = key(False, yes_no, "run the long tests too (test)")
+    origin: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Where each value that is not a default came from, by key."""
+
+
+def keys() -> dict[str, dataclasses.Field[Any]]:
+    """Every setting's field by its key, in order."""
+    fields = [item for item in dataclasses.fields(Settings) if "parser" in item.metadata]
+    return {item.name.replace("_", "-"): item for item in fields}
+
+
+def show(item: dataclasses.Field[Any], value: Any) -> str:
+    """A setting's value as a user would write it; `-` for none."""
+    if value is None:
+        return "auto" if item.metadata["parser"]("auto", Path()) is None else "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return (shlex.join(value) if isinstance(value, tuple) else str(value)) or "-"
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """The nearest of `known` as a hint, or nothing."""
+    near = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def load(words: Mapping[str, str], environ: Mapping[str, str], here: Path) -> Settings:
+    """Settings from the command line's words over the environment over the defaults.
+
+    `here` is where the user stands. Raises Refused for an unknown key, a bad value, or more than
+    one model source.
+    """
+    known = keys()
+    given: dict[str, str] = {}
+    for word, value in words.items():
+        name = word.replace("_", "-")
+        if name not in known:
+            raise Refused(f"unknown setting '{word}'{did_you_mean(name, known)}")
+        given[name] = value
+    origin = dict.fromkeys(given, COMMAND_LINE)
+    chosen = any(name in given for name in SOURCE_KEYS)
+    for name in known:
+        variable = ENVIRONMENT_PREFIX + name.upper().replace("-", "_")
+        overridden = name in given or (chosen and name in SOURCE_KEYS)
+        if environ.get(variable) and not overridden:
+            given[name], origin[name] = environ[variable], variable
+    sources = [name for name in SOURCE_KEYS if name in given]
+    if len(sources) > 1:
+        raise Refused(
+            f"more than one model: {' and '.join(sources)}", fix="name exactly one of them"
+        )
+    values = {
+        known[name].name: _parse(name, value, origin[name], known[name].metadata["parser"], here)
+        for name, value in given.items()
+    }
+    return Settings(**values, origin=origin)
+
+
+def _parse(name: str, value: str, origin: str, parser: Parser, here: Path) -> Any:
+    try:
+        return parser(value, here)
+    except (ValueError, RuntimeError) as error:
+        place = "" if origin == COMMAND_LINE else f" (from {origin})"
+        raise Refused(f"bad value '{value}' for setting '{name}'{place}: {error}") from None

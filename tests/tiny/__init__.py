@@ -1,0 +1,1 @@
+"""A stand-in for llama.cpp, and checkpoints for it, so that tests of the graph take seconds."""
