@@ -30,6 +30,8 @@ def output_path(checkpoint: Checkpoint, layout: Layout, quantization: str) -> Pa
 
 def source_note(checkpoint: Checkpoint) -> Mapping[str, Json]:
     """Where a model came from, for its `.state.json`."""
+    if checkpoint.pinned:
+        return checkpoint.pinned.source
     return {"type": "safetensors", "reference": str(checkpoint.folder), "revision": None}
 
 
@@ -40,6 +42,7 @@ def convert_step(
     *,
     vendor: Step,
     converter: Step,
+    download: Step,
     python: Path,
     unneeded: Callable[[], bool],
 ) -> Step:
@@ -60,7 +63,7 @@ def convert_step(
         inputs=inputs,
         outputs={target.name: target},
         make=lambda: _convert(checkpoint, inputs, target, layout, source, python),
-        data_from=(vendor, converter),
+        data_from=(vendor, converter) if download.skip else (vendor, converter, download),
         source=source_note(checkpoint),
         removable_while=unneeded,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Mapping
@@ -28,6 +29,7 @@ _DEFAULT_ALIGNMENT = 32
 _LEAST_ENTRY = 8 + 1 + 4 + 1
 _LEAST_TENSOR = 8 + 4 + 4 + 8
 _COUNTS = Struct("<QQ")
+_ARRAY_TYPE = U32.pack(9)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def _size_of_regular_file(path: Path) -> int:
     return status.st_size
 
 
-def _read(reader: Reader) -> GgufHeader:
+def _read_start(reader: Reader) -> tuple[int, int, int]:
+    """The version, and the numbers of tensors and of metadata entries."""
     start = reader.peek(512)
     if not start.startswith(_MAGIC[: len(start)]):
         raise Unusable("is not a GGUF file", *_what_it_is(start))
@@ -161,6 +164,11 @@ def _read(reader: Reader) -> GgufHeader:
     version = _read_version(reader)
     reader.field = "the number of tensors and of metadata entries"
     tensor_count, entry_count = reader.take(_COUNTS)
+    return version, tensor_count, entry_count
+
+
+def _read(reader: Reader) -> GgufHeader:
+    version, tensor_count, entry_count = _read_start(reader)
     least = reader.position + entry_count * _LEAST_ENTRY + tensor_count * _LEAST_TENSOR
     if least > reader.size:
         raise Unusable(
@@ -188,6 +196,31 @@ def _read(reader: Reader) -> GgufHeader:
         tensors.bytes_by_type,
         tuple(sorted(tensors.unknown_types)),
     )
+
+
+def read_prefix(data: bytes, name: str = "the file") -> GgufHeader:
+    """What the first bytes of a GGUF say, as far as they go, the length of a cut list included.
+
+    Nothing of its tensors. Raises ModelError where it is no GGUF.
+    """
+    reader = Reader(io.BytesIO(data), len(data))
+    try:
+        version, tensor_count, entry_count = _read_start(reader)
+    except Unusable as error:
+        raise ModelError(f"{name} {error.problem}", error.why, error.fix) from error
+    metadata, array_lengths = dict[str, Value](), dict[str, int]()
+    for _ in range(entry_count):
+        entry = reader.position
+        try:
+            values, lengths = read_metadata(reader, 1)
+        except Unusable:
+            key, _, rest = data[entry + 8 :].partition(_ARRAY_TYPE)
+            if len(key) == int.from_bytes(data[entry : entry + 8], "little") and len(rest) >= 12:
+                array_lengths[key.decode(errors="replace")] = int.from_bytes(rest[4:12], "little")
+            break
+        metadata.update(values)
+        array_lengths.update(lengths)
+    return GgufHeader(version, metadata, array_lengths, tensor_count, 0, 0, {}, ())
 
 
 _OTHER_FORMATS = (

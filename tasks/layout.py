@@ -11,6 +11,7 @@ from pathlib import Path
 from tasks.settings import Settings
 
 STATE_NAME = ".state.json"
+MANIFEST_NAME = ".hub.json"
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class Layout:
         """What was downloaded or made of a model, with its state."""
         return self.models / "gguf" / model_id
 
+    def safetensors_folder(self, model_id: str) -> Path:
+        """What was downloaded of a model to be converted, with its state."""
+        return self.models / "safetensors" / model_id
+
     def log(self, name: str) -> Path:
         """A step's log; a run's own lines are appended."""
         return self.logs / f"{safe_name(name)}.log"
@@ -107,3 +112,11 @@ def local_id(folder: Path) -> str:
     """A local checkpoint's id: its name and 8 hex digits of its path's sha256."""
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     return f"{safe_name(folder.name)}__{digest}"
+
+
+def hub_id(repo: str, commit: str) -> str:
+    """The id of `org/name` at a commit; of an address, its last part and 8 hex digits of all."""
+    if "://" in repo:
+        name = repo.split("?")[0].rstrip("/").rpartition("/")[2]
+        return f"{safe_name(name)}__{hashlib.sha256(repo.encode()).hexdigest()[:8]}"
+    return f"{'__'.join(safe_name(part) for part in repo.split('/'))}__{commit[:12]}"

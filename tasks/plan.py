@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import build, convert, converter, machine, quantize, serve, state, testing, vendor
+from tasks import arguments, build, converter, machine, quantize, serve, testing, vendor
 from tasks import model as models
 from tasks import settings as settings_
 from tasks.device import DeviceChoice
 from tasks.errors import LlamakeError, Refused
-from tasks.layout import STATE_NAME, Layout, executable, local_id, python_of
-from tasks.model import Checkpoint, GgufFile, Model
+from tasks.layout import Layout, executable
+from tasks.listing import Kind
+from tasks.model import GgufFile, Unresolved
+from tasks.model_steps import ModelSteps, apart, model_steps, other_models
 from tasks.port import check_port
+from tasks.resolve import Access
 from tasks.settings import Settings
 from tasks.step import Step, Task
 from tasks.vendor import Source
-
-
-@dataclass(frozen=True)
-class ModelSteps:
-    """The steps of one model, and the file that they end in."""
-
-    model: Model
-    download: Step
-    convert: Step
-    quantize: Step
-    product: Path
-
-    @property
-    def steps(self) -> tuple[Step, Step, Step]:
-        """In the order in which they run."""
-        return self.download, self.convert, self.quantize
 
 
 @dataclass(frozen=True)
@@ -53,6 +38,8 @@ class Plan:
     converter: Step
     test_environment: Step
     models: tuple[ModelSteps, ...]
+    companions: tuple[tuple[Kind, ModelSteps], ...] = ()
+    """What is served along with the model in effect."""
 
     @property
     def model(self) -> ModelSteps:
@@ -67,7 +54,20 @@ class Plan:
     @property
     def steps(self) -> tuple[Step, ...]:
         """Every step but the tests' own."""
-        return (*self.shared, *(step for one in self.models for step in one.steps))
+        models = [step for one in self.models for step in one.steps]
+        others = [step for _, one in self.companions for step in one.steps if not step.skip]
+        return (*self.shared, *models, *others)
+
+    @property
+    def notes(self) -> list[str]:
+        """Why the model is what it is, where that was a choice."""
+        served = [self.model, *(one for _, one in self.companions)]
+        found = [
+            one.model.pinned.choice.why
+            for one in served
+            if not isinstance(one.model, Unresolved) and one.model.pinned
+        ]
+        return [note for note in found if note]
 
     def tasks(self, kind: str) -> Iterator[Task]:
         """doit's sub-tasks of a model step, one for each model."""
@@ -76,8 +76,10 @@ class Plan:
     @property
     def prepared_by(self) -> list[str]:
         """Names of the tasks after which the model in effect can be served."""
-        tools = [] if self.model.convert.skip else [self.converter]
-        steps = (self.vendor, self.build, *tools, *self.model.steps)
+        served = [self.model, *(one for _, one in self.companions)]
+        tools = [self.converter] if any(not one.convert.skip for one in served) else []
+        others = [step for _, one in self.companions for step in one.steps if not step.skip]
+        steps = (self.vendor, self.build, *tools, *self.model.steps, *others)
         return [step.name for step in steps]
 
     def tidy(self) -> None:
@@ -94,7 +96,7 @@ class Plan:
                 f"it is {machine.platform_name()}",
                 "make them with 'doit build', and serve without platform=",
             )
-        serve.check_arguments(self.settings)
+        arguments.check_arguments(self.settings)
         if self.settings.port:
             check_port(self.settings.host, self.settings.port)
 
@@ -104,9 +106,21 @@ class Plan:
             self.settings,
             self.layout,
             program=executable(self.build.folder, "llama-server"),
-            model=self.model.product,
-            name=self.model.model.name,
+            model=self._served(),
             on=self.device,
+        )
+
+    def _served(self) -> arguments.Served:
+        files: dict[Kind, list[Path]] = {role: [] for role in Kind}
+        for role, one in self.companions:
+            files[role].append(one.product)
+        model = self.model.model
+        return arguments.Served(
+            self.model.product,
+            model.name,
+            mmproj=model.mmproj if isinstance(model, GgufFile) else None,
+            draft=next(iter(files[Kind.DRAFT]), None),
+            adapters=tuple(files[Kind.ADAPTER]),
         )
 
     def test(self) -> None:
@@ -114,17 +128,35 @@ class Plan:
         testing.run_tests(self.settings, self.layout, self.build.folder, self.converter.folder)
 
 
+hub_access = Access.NEVER
+"""Set by the command that is run, before the graph is read."""
+_WITHOUT_MODEL = {"vendor", "toolchain", "build", "converter", "test_environment", "test"}
+
+
+def access_for(tasks: Sequence[str]) -> Access:
+    """What running these tasks (none: `serve`) may do to resolve the model."""
+    kinds = {task.split(":")[0] for task in tasks}
+    return Access.NEVER if kinds and kinds <= _WITHOUT_MODEL else Access.RESOLVE
+
+
 def load(root: Path, here: str | None, words: Mapping[str, str] | None) -> Plan:
     """The plan for a command line; a request that cannot be is explained and ends the process."""
     try:
         stand = Path(here or os.getcwd())
-        return make_plan(root, settings_.load(words or {}, os.environ, stand), stand, sys.argv)
+        settings = settings_.load(words or {}, os.environ, stand)
+        return make_plan(root, settings, stand, sys.argv, hub_access)
     except (LlamakeError, OSError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         raise SystemExit(getattr(error, "exit_code", Refused.exit_code)) from None
 
 
-def make_plan(root: Path, settings: Settings, here: Path, argv: Sequence[str]) -> Plan:
+def make_plan(
+    root: Path,
+    settings: Settings,
+    here: Path,
+    argv: Sequence[str],
+    access: Access = Access.NEVER,
+) -> Plan:
     """Every step for these settings; raises LlamakeError where they cannot be met."""
     layout = Layout.of(root, settings)
     source = vendor.find_source(settings, layout)
@@ -133,10 +165,11 @@ def make_plan(root: Path, settings: Settings, here: Path, argv: Sequence[str]) -
     toolchain_step, build_step = build.steps(settings, layout, source, vendor_step, choice)
     converter_step = converter.converter_step(source, layout)
     shared = (vendor_step, build_step, converter_step)
-    wanted = [models.resolve(settings, layout, here)]
+    wanted = [models.resolve_model(settings, layout, here, access)]
     requests = [settings]
-    for known, request in _other_models(settings, layout, argv):
-        if known not in wanted:
+    companions = list(models.companions(settings, layout, here, access))
+    for known, request in other_models(settings, layout, argv):
+        if known.id not in {one.id for one in [*wanted, *(one for _, one in companions)]}:
             wanted.append(known)
             requests.append(request)
     return Plan(
@@ -150,87 +183,11 @@ def make_plan(root: Path, settings: Settings, here: Path, argv: Sequence[str]) -
         converter_step,
         testing.environment_step(layout),
         tuple(
-            _model_steps(one, request, layout, source, shared)
+            model_steps(one, request, layout, source, shared)
             for one, request in zip(wanted, requests, strict=True)
         ),
+        tuple(
+            (role, model_steps(apart(one, wanted[0], role), settings, layout, source, shared))
+            for role, one in companions
+        ),
     )
-
-
-def _model_steps(
-    model: Model,
-    settings: Settings,
-    layout: Layout,
-    source: Source,
-    shared: tuple[Step, Step, Step],
-) -> ModelSteps:
-    vendor_step, build_step, converter_step = shared
-    if isinstance(model, GgufFile):
-        model_id = local_id(model.path)
-        steps = [
-            Step(kind, f"{kind} {model.name}", model_id=model_id, skip=f"{model.path} is {how}")
-            for kind, how in (
-                ("download", "a local file"),
-                ("convert", "a GGUF already"),
-                ("quantize", "used as it is"),
-            )
-        ]
-        return ModelSteps(model, steps[0], steps[1], steps[2], model.path)
-    download = Step(
-        "download",
-        f"download {model.name}",
-        model_id=model.id,
-        skip=f"{model.folder} is a local folder",
-    )
-    convert_step = convert.convert_step(
-        model,
-        layout,
-        source,
-        vendor=vendor_step,
-        converter=converter_step,
-        python=python_of(converter_step.folder),
-        unneeded=lambda: not quantize_step.skip and not quantize_step.why_stale(),
-    )
-    quantize_step = quantize.quantize_step(
-        model,
-        layout,
-        source,
-        settings,
-        convert=convert_step,
-        build=build_step,
-        programs=build_step.folder,
-    )
-    product = convert.output_path(model, layout, quantize.choose(settings))
-    return ModelSteps(model, download, convert_step, quantize_step, product)
-
-
-def _other_models(
-    settings: Settings, layout: Layout, argv: Sequence[str]
-) -> Iterator[tuple[Checkpoint, Settings]]:
-    """Models that were made before: all of them with `all=yes`, else those named as STEP:<id>."""
-    named = {word.split(":", 1)[1] for word in argv if ":" in word and "=" not in word}
-    if not settings.all and not named:
-        return
-    for path in sorted(layout.models.glob(f"gguf/*/{STATE_NAME}")):
-        if settings.all or path.parent.name in named:
-            known = state.load(path)
-            if "reference" not in known.source:
-                continue
-            with contextlib.suppress(LlamakeError, OSError):
-                model = models.checkpoint(Path(str(known.source["reference"])))
-                yield model, _as_last_made(settings, known)
-
-
-def _as_last_made(settings: Settings, known: state.State) -> Settings:
-    """The settings, with the quantization that a model was last made in where none is asked."""
-    made = sorted(
-        (record.made, str(record.parameters.get("quantization")))
-        for key, record in known.records.items()
-        if key.startswith("quantize:") and not settings.quantization
-    )
-    for _, quantization in reversed(made):
-        request = dataclasses.replace(settings, quantization=quantization)
-        # Not a type that could not be made now, as without its importance matrix.
-        with contextlib.suppress(LlamakeError, KeyError):
-            quantize.choose(request)
-            return request
-    return settings

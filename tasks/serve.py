@@ -1,4 +1,4 @@
-"""llama-server: its command line, its launch, and its life until it is asked to end."""
+"""llama-server: its launch, and its life until it is asked to end."""
 
 from __future__ import annotations
 
@@ -9,121 +9,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tasks import console, files, machine, process
+from tasks import console, files, process
+from tasks.arguments import EMBEDDING, Launch, Served, launch_of
 from tasks.device import DeviceChoice
-from tasks.errors import Refused, ServerError
+from tasks.errors import ServerError
 from tasks.gguf_header import GgufHeader, read_header
 from tasks.layout import Layout
-from tasks.port import check_port, free_port, reachable
+from tasks.port import check_port
 from tasks.settings import Settings
 
-DEFAULT_CONTEXT = 4096
-"""Tokens; enough to chat, and small enough to start at once on a laptop."""
 _POLL_S = 0.01
 _TAIL_LINES = 12
-_OURS = {
-    name: setting
-    for setting, names in {
-        "model=": ("-m", "--model"),
-        "alias=": ("-a", "--alias"),
-        "port=": ("--port",),
-        "host=": ("--host",),
-        "threads=": ("-t", "--threads"),
-        "ctx-size=": ("-c", "--ctx-size"),
-        "gpu-layers=": ("-ngl", "--gpu-layers", "--n-gpu-layers"),
-        "api-key=": ("--api-key",),
-    }.items()
-    for name in names
-}
-"""Arguments of llama-server by which the summary would be wrong, and the setting to use."""
-_PREFIX = "--api-prefix"
-_EMBEDDING = ("--embedding", "--embeddings", "--rerank", "--reranking")
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Everything that decides a server's command line."""
-
-    program: Path
-    model: Path
-    alias: str
-    host: str
-    port: int
-    threads: int
-    context: int
-    gpu_layers: int | None
-    cache_mib: int
-    api_key: str | None
-    extra: tuple[str, ...]
-
-    @property
-    def argv(self) -> list[str]:
-        """The command line; what the user adds comes last and so wins."""
-        argv = [str(self.program), "--model", str(self.model), "--alias", self.alias]
-        argv += ["--host", self.host, "--port", str(self.port)]
-        argv += ["--threads", str(self.threads), "--ctx-size", str(self.context)]
-        argv += ["--cache-ram", str(self.cache_mib)]
-        if self.gpu_layers is not None:
-            argv += ["--n-gpu-layers", str(self.gpu_layers)]
-        if any(word in _EMBEDDING for word in self.extra):
-            # A text is embedded in one piece: the physical batch must hold the whole context.
-            argv += ["--batch-size", str(self.context), "--ubatch-size", str(self.context)]
-        return [*argv, *self.extra]
-
-    @property
-    def url(self) -> str:
-        """Where a client on this machine reaches the server."""
-        scheme = "https" if any(word.startswith("--ssl-cert") for word in self.extra) else "http"
-        words = dict(zip(self.extra, self.extra[1:], strict=False))
-        prefix = "/" + words[_PREFIX].strip("/") if _PREFIX in words else ""
-        return f"{scheme}://{reachable(self.host)}:{self.port}{prefix}"
-
-
-def check_arguments(settings: Settings) -> None:
-    """Refuse arguments for llama-server that a setting is there for."""
-    for word in settings.args:
-        name = word.split("=")[0]
-        if name in _OURS:
-            raise Refused(f"args= must not contain {name}", fix=f"use {_OURS[name]}")
-
-
-def launch_of(
-    settings: Settings, header: GgufHeader, *, program: Path, model: Path, name: str, device: str
-) -> Launch:
-    """The launch that the settings ask for, with what this machine decides filled in."""
-    check_arguments(settings)
-    trained = header.context_length or DEFAULT_CONTEXT
-    return Launch(
-        program=program,
-        model=model,
-        alias=settings.alias or name,
-        host=settings.host,
-        port=settings.port or free_port(settings.host),
-        threads=settings.threads or machine.server_threads(),
-        context=settings.ctx_size or min(DEFAULT_CONTEXT, trained),
-        # On a GPU build llama-server itself puts on the device all that fits.
-        gpu_layers=0 if settings.gpu_layers is None and device == "cpu" else settings.gpu_layers,
-        cache_mib=cache_mib(machine.available_memory()),
-        api_key=settings.api_key,
-        extra=settings.args,
-    )
-
-
-def cache_mib(available: int) -> int:
-    """MiB for llama-server's prompt cache: a quarter of the memory, at most its own 8 GiB."""
-    return max(0, min(8192, available // 4 >> 20))
 
 
 def serve(
-    settings: Settings, layout: Layout, *, program: Path, model: Path, name: str, on: DeviceChoice
+    settings: Settings, layout: Layout, *, program: Path, model: Served, on: DeviceChoice
 ) -> None:
     """Run llama-server until a signal ends it; raises ServerError where it ends otherwise."""
-    header = read_header(model)
-    launch = launch_of(settings, header, program=program, model=model, name=name, device=on.device)
+    header = read_header(model.path)
+    launch = launch_of(settings, header, program=program, model=model, device=on.device)
     check_port(launch.host, launch.port)
     log = _new_log(layout)
     started = time.monotonic()
@@ -138,7 +45,7 @@ def serve(
     if _wait_until_healthy(launch, child):
         process.now_healthy()
         took = time.monotonic() - started
-        console.line(summary(launch, header, on.reason, log, took, model.stat().st_size))
+        console.line(summary(launch, header, on.reason, log, took))
     status = process.finish(child)
     tee.join(process.GRACE_S)  # Longer only where a child of the server lives on.
     _judge(status, process.healthy(), tee.tail, log)
@@ -248,12 +155,10 @@ def answers(url: str) -> bool:
         connection.close()
 
 
-def summary(
-    launch: Launch, header: GgufHeader, device: str, log: Path, seconds: float, size: int
-) -> str:
+def summary(launch: Launch, header: GgufHeader, device: str, log: Path, seconds: float) -> str:
     """What a user wants to know of the server that just got ready."""
     key = ' -H "Authorization: Bearer $KEY"' if launch.api_key else ""
-    embeds = any(word in _EMBEDDING for word in launch.extra)
+    embeds = any(word in EMBEDDING for word in launch.extra)
     route = "embeddings" if embeds else "chat/completions"
     body = (
         '{"input": "a short text"}'
@@ -262,9 +167,10 @@ def summary(
     )
     rows: list[tuple[str, str]] = [
         ("model", f"{launch.alias} ({header.architecture})"),
-        ("file", str(launch.model)),
+        ("file", str(launch.model.path)),
         ("quantization", header.quantization or "unknown"),
-        ("size", files.human_size(size)),
+        *launch.model.companions,
+        ("size", files.human_size(launch.model.size)),
         ("device", device),
         ("threads", str(launch.threads)),
         ("context", f"{launch.context} tokens"),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import Refused
+from tasks.labels import parse_label
 from tasks.quantization import parse_quantization
 
 ENVIRONMENT_PREFIX = "LLAMA_SERVER_"
@@ -100,8 +101,21 @@ def one_of(*choices: str) -> Parser:
 
 
 def quantization(value: str, _here: Path) -> str:
-    """A quantization type of llama-quantize."""
-    return parse_quantization(value)
+    """A type of llama-quantize, or one that only a repository on the hub can have."""
+    try:
+        return parse_quantization(value)
+    except Refused:
+        if parse_label(value):
+            return value
+        raise
+
+
+def sha256(value: str, _here: Path) -> str:
+    """64 hex digits."""
+    digest = value.strip().lower().removeprefix("sha256:")
+    if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        raise ValueError("it takes 64 hex digits")
+    return digest
 
 
 def key(default: Any, parser: Parser, help: str) -> Any:
@@ -114,10 +128,21 @@ class Settings:
     """Every setting; field names are the keys with `_` for `-`."""
 
     model: str = key("demo", named, "a GGUF file, a safetensors folder, or org/name on the hub")
-    hf_model: str | None = key(None, named, "the model as a Hugging Face repository")
+    hf_model: str | None = key(None, named, "the model as org/name[:TYPE][@REVISION] on the hub")
     gguf_path: Path | None = key(None, path, "the model as a GGUF file, used in place")
     safetensors_dir: Path | None = key(None, path, "the model as a safetensors folder")
-    quantization: str | None = key(None, auto_or(quantization), "type to quantize to (q4_k_m)")
+    quantization: str | None = key(
+        None, auto_or(quantization), "type to download or to quantize to"
+    )
+    revision: str | None = key(None, named, "branch, tag or commit of the repository (main)")
+    filename: str | None = key(None, named, "the GGUF to take from the repository")
+    pattern: str | None = key(None, named, "take the GGUF that matches (as *Q5*)")
+    mmproj: str | None = key(None, auto_or(named), "projector of a vision model; no: without")
+    lora: str | None = key(None, named, "LoRA adapters (GGUF): files or references, with commas")
+    draft_model: str | None = key(None, named, "small model that drafts: a file or a reference")
+    sha256: str | None = key(None, sha256, "what the file of an https:// model must have")
+    refresh: bool = key(False, yes_no, "ask the hub again what a resolved model is now")
+    offline: bool = key(False, yes_no, "use no network for models")
     imatrix: Path | None = key(None, path, "importance matrix for the quantization")
     keep_f16: bool = key(True, yes_no, "keep the 16-bit file after quantizing")
     port: int | None = key(8080, auto_or(number(1, 65535)), "port to listen on; auto: a free one")
@@ -149,7 +174,10 @@ def keys() -> dict[str, dataclasses.Field[Any]]:
 def show(item: dataclasses.Field[Any], value: Any) -> str:
     """A setting's value as a user would write it; `-` for none."""
     if value is None:
-        return "auto" if item.metadata["parser"]("auto", Path()) is None else "-"
+        try:
+            return "auto" if item.metadata["parser"]("auto", Path()) is None else "-"
+        except ValueError:
+            return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return (shlex.join(value) if isinstance(value, tuple) else str(value)) or "-"

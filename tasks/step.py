@@ -12,7 +12,7 @@ from typing import Any
 from tasks import console, files, process, state
 from tasks.errors import LlamakeError, StorageError
 from tasks.files import FileSum
-from tasks.layout import STATE_NAME
+from tasks.layout import STATE_NAME, safe_name
 from tasks.state import Json, Record
 
 Task = dict[str, Any]
@@ -45,6 +45,10 @@ class Step:
     source: Mapping[str, Json] = field(default_factory=dict)
     skip: str = ""
     """Why this step does not apply; it then succeeds and is never pending."""
+    unresolved: str = ""
+    """Why it is not known what this step would make; it is then always pending."""
+    unmade: str = "not made yet"
+    """What to say while there is no record of it."""
     removable_while: Callable[[], bool] | None = None
     """True while nothing needs the outputs, so that removed ones count as fresh."""
 
@@ -93,6 +97,8 @@ class Step:
         """Why this step would run, in a few words; empty when it is fresh."""
         if self.skip:
             return ""
+        if self.unresolved:
+            return self.unresolved
         for step in self.data_from:
             if step.why_pending():
                 return f"after {step.kind}"
@@ -102,7 +108,7 @@ class Step:
         """As `why_pending`, but without the steps before it."""
         record = self.record
         if record is None:
-            return "not made yet"
+            return self.unmade
         if record.forgotten:
             return "forgotten"
         reason = _parameters_changed(record.parameters, self.parameters)
@@ -132,8 +138,9 @@ class Step:
         """An input's checksum, from whoever made it where that step still vouches for it."""
         for step in self.data_from:
             record = step.record
-            if record and path in step.outputs.values():
-                made = record.outputs.get(path.name)
+            name = next((name for name, made in step.outputs.items() if made == path), None)
+            if record and name is not None:
+                made = record.outputs.get(name)
                 if made and (made.vouched_by(path.stat()) if path.exists() else record.removed):
                     return made
         return files.file_sum(path, known)
@@ -189,7 +196,7 @@ class Step:
 
     @property
     def _lock(self) -> str:
-        return self.key.replace(":", "-")
+        return safe_name(self.key)
 
     def _known(self, name: str) -> FileSum | None:
         record = self.record

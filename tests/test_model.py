@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT
 
 from tasks.errors import LlamakeError, ModelError, Refused
-from tasks.layout import Layout
-from tasks.model import Checkpoint, GgufFile, Model, checkpoint, resolve
+from tasks.layout import Layout, local_id
+from tasks.model import Checkpoint, GgufFile, Model, Unresolved, checkpoint, resolve_model
 from tasks.settings import load
 
 LAYOUT = Layout.of(ROOT, load({}, {}, ROOT))
@@ -42,7 +42,7 @@ def make_checkpoint(folder: Path, dtype: str = "F32") -> Path:
 
 
 def resolved(here: Path, **words: str) -> Model:
-    return resolve(load(words, {}, here), LAYOUT, here)
+    return resolve_model(load(words, {}, here), LAYOUT, here)
 
 
 def test_without_a_model_it_is_the_demo(tmp_path: Path) -> None:
@@ -89,8 +89,7 @@ def test_a_bf16_checkpoint_keeps_its_range(dtype: str, intermediate: str, tmp_pa
 @pytest.mark.parametrize("key", ["model", "gguf_path"])
 def test_a_gguf_is_used_where_it_lies(key: str, tmp_path: Path) -> None:
     path = gguf(tmp_path / "x.gguf")
-    assert resolved(tmp_path, **{key: "x.gguf"}) == GgufFile(path)
-    assert GgufFile(path).name == "x"
+    assert resolved(tmp_path, **{key: "x.gguf"}) == GgufFile(path, local_id(path), "x")
 
 
 def test_a_quantization_for_a_gguf_is_refused_where_it_was_asked_for(tmp_path: Path) -> None:
@@ -98,7 +97,7 @@ def test_a_quantization_for_a_gguf_is_refused_where_it_was_asked_for(tmp_path: P
     with pytest.raises(Refused, match="quantization=q8_0 does not go with a GGUF file"):
         resolved(tmp_path, model="x.gguf", quantization="q8_0")
     asked = load({"model": "x.gguf"}, {"LLAMA_SERVER_QUANTIZATION": "q8_0"}, tmp_path)
-    assert isinstance(resolve(asked, LAYOUT, tmp_path), GgufFile)
+    assert isinstance(resolve_model(asked, LAYOUT, tmp_path), GgufFile)
 
 
 def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
@@ -113,15 +112,38 @@ def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
         ({"model": "none.gguf"}, "there is no model 'none.gguf'"),
         ({"model": "a/b.gguf"}, "there is no model 'a/b.gguf'"),
         ({"model": "~nobody-of-this-name/x/y"}, "there is no model"),
-        ({"model": "org/name"}, "'org/name' names a Hugging Face repository"),
-        ({"model": "org/name:Q4_K_M@v1.0"}, "names a Hugging Face repository"),
-        ({"hf_model": "org/name"}, "names a Hugging Face repository"),
         ({"safetensors_dir": "none"}, "none is not a folder"),
     ],
 )
 def test_what_is_not_there(words: dict[str, str], what: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=what):
         resolved(tmp_path, **words)
+
+
+@pytest.mark.parametrize(
+    "words", [{"model": "org/name"}, {"model": "org/name:Q4_K_M@v1.0"}, {"hf_model": "org/name"}]
+)
+def test_a_repository_that_was_never_looked_up(words: dict[str, str], tmp_path: Path) -> None:
+    found = resolved(tmp_path, **words)
+    assert isinstance(found, Unresolved)
+    assert found.name == "org/name"
+    assert found.why == "this command asks nothing of the hub"
+
+
+def test_a_local_path_wins_over_a_repository_and_says_so(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "org" / "name")
+    found = resolved(tmp_path, model="org/name")
+    assert isinstance(found, Checkpoint)
+    assert found.folder == folder
+    assert found.note == f"{folder} is a local folder: it is taken, not org/name on the hub"
+    assert not resolved(tmp_path, model=str(folder)).note  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("key", ["filename", "pattern", "revision"])
+def test_what_is_asked_of_a_repository_does_not_go_with_a_path(key: str, tmp_path: Path) -> None:
+    gguf(tmp_path / "x.gguf")
+    with pytest.raises(Refused, match=f"{key}= does not go with a local model"):
+        resolved(tmp_path, model="x.gguf", **{key: "y"})
 
 
 def why_not(folder: Path) -> LlamakeError:

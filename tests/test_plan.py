@@ -61,7 +61,7 @@ def test_the_steps_of_a_checkpoint(own: Path) -> None:
         "converter",
         *(step.name for step in found.model.steps),
     ]
-    assert convert.name == f"convert:{found.model.model.id}"  # type: ignore[union-attr]
+    assert convert.name == f"convert:{found.model.model.id}"
 
 
 def test_a_gguf_needs_no_converter_and_its_steps_do_not_apply(own: Path) -> None:

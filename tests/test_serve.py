@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+import os
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tasks import machine
+from tasks.arguments import Launch, Served, cache_mib, check_arguments, launch_of
 from tasks.errors import Refused
 from tasks.gguf_header import GgufHeader
-from tasks.serve import Launch, answers, cache_mib, check_arguments, hint, launch_of, summary
+from tasks.serve import answers, hint, summary
 from tasks.settings import Settings, load
 
 HEADER = GgufHeader(
@@ -30,7 +32,7 @@ HEADER = GgufHeader(
 )
 LAUNCH = Launch(
     program=Path("/bins/llama-server"),
-    model=Path("/models/a b.gguf"),
+    model=Served(Path("/models/a b.gguf"), "a"),
     alias="a",
     host="127.0.0.1",
     port=8080,
@@ -45,7 +47,7 @@ LAUNCH = Launch(
 
 def launched(settings: Settings, device: str = "cpu", header: GgufHeader = HEADER) -> Launch:
     return launch_of(
-        settings, header, program=Path("/p"), model=Path("/m"), name="name", device=device
+        settings, header, program=Path("/p"), model=Served(Path("/m"), "name"), device=device
     )
 
 
@@ -68,6 +70,19 @@ def test_the_command_line() -> None:
     assert {word: after(argv, word) for word in expected} == expected
     assert argv[-2:] == ["--temp", "0.5"]
     assert "secret" not in argv, "everyone on the machine may read command lines"
+
+
+def test_what_is_loaded_besides_the_model() -> None:
+    adapters = (Path("/l/1.gguf"), Path("/l/2.gguf"))
+    served = Served(Path("/m.gguf"), "m", Path("/mmproj.gguf"), Path("/draft.gguf"), adapters)
+    argv = replace(LAUNCH, model=served).argv
+    assert after(argv, "--mmproj") == "/mmproj.gguf"
+    assert after(argv, "--model-draft") == "/draft.gguf"
+    assert [argv[i + 1] for i, word in enumerate(argv) if word == "--lora"] == [
+        "/l/1.gguf",
+        "/l/2.gguf",
+    ]
+    assert not {"--mmproj", "--model-draft", "--lora"} & set(LAUNCH.argv)
 
 
 def test_what_llama_server_decides_better_is_left_to_it() -> None:
@@ -109,7 +124,7 @@ def test_a_free_port_is_found_for_auto() -> None:
 def test_arguments_that_a_setting_is_there_for(word: str) -> None:
     with pytest.raises(Refused, match=f"args= must not contain {word.split('=')[0]}"):
         check_arguments(Settings(args=("--temp", "1", word)))
-    check_arguments(Settings(args=("--model-draft", "--hostile", "port")))
+    check_arguments(Settings(args=("--threads-draft", "--hostile", "port")))
 
 
 @pytest.mark.parametrize(
@@ -128,12 +143,21 @@ def test_the_url() -> None:
     assert replace(LAUNCH, extra=("--ssl-cert-file", "x")).url == "https://127.0.0.1:8080"
 
 
-def test_the_summary_has_all_a_user_asks_for() -> None:
-    text = summary(LAUNCH, HEADER, "cpu", Path("/logs/x.log"), 0.25, 25_300_000)
+def test_the_summary_has_all_a_user_asks_for(tmp_path: Path) -> None:
+    parts = [tmp_path / f"a b-0000{part}-of-00002.gguf" for part in (1, 2)]
+    for path, size in zip(parts, (25_000_000, 300_000), strict=True):
+        path.touch()
+        os.truncate(path, size)
+    served = Served(parts[0], "a", Path("/m/mmproj.gguf"), Path("/d.gguf"), (Path("/l.gguf"),))
+    launch = replace(LAUNCH, model=served)
+    text = summary(launch, HEADER, "cpu", Path("/logs/x.log"), 0.25)
     rows = dict(line.split(maxsplit=1) for line in text.splitlines() if line.startswith("  "))
     assert "ready in 0.25 s: http://127.0.0.1:8080" in text
     assert rows["model"] == "a (llama)"
-    assert rows["file"] == "/models/a b.gguf"
+    assert rows["file"] == str(parts[0])
+    assert rows["mmproj"] == "/m/mmproj.gguf"
+    assert "  draft model   /d.gguf\n" in text
+    assert rows["LoRA"] == "/l.gguf"
     assert rows["quantization"] == "Q4_K_M"
     assert rows["size"] == "25.3 MB"
     assert rows["context"] == "512 tokens"
@@ -141,8 +165,8 @@ def test_the_summary_has_all_a_user_asks_for() -> None:
     assert rows["log"] == "/logs/x.log"
     assert rows["try"].startswith("curl http://127.0.0.1:8080/v1/chat/completions -H")
     assert "secret" not in text
-    embeddings = replace(LAUNCH, extra=("--embeddings",), api_key=None)
-    text = summary(embeddings, HEADER, "cpu", Path("/logs/x.log"), 0.25, 1)
+    embeddings = replace(launch, extra=("--embeddings",), api_key=None)
+    text = summary(embeddings, HEADER, "cpu", Path("/logs/x.log"), 0.25)
     assert "curl http://127.0.0.1:8080/v1/embeddings -d" in text
 
 

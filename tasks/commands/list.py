@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from doit.cmd_base import DoitCmdBase
 
-from tasks import console
+from tasks import console, plan
 from tasks.commands import chosen_steps
+from tasks.resolve import Access
 from tasks.step import Step
 
 
@@ -18,14 +20,22 @@ class List(DoitCmdBase):  # type: ignore[misc]
     doc_usage = "[STEP ...] [model=... all=yes]"
     cmd_options = ()
 
+    def execute(self, params: Any, args: list[str]) -> int:
+        """Let the graph look at the hub as it is read."""
+        plan.hub_access = Access.LOOK
+        return int(super().execute(params, args) or 0)
+
     def _execute(self, pos_args: Sequence[str]) -> int:
-        plan = self.loader.namespace["PLAN"]
+        graph = self.loader.namespace["PLAN"]
         rows = [("STEP", "STATUS", "WHY")]
-        for step in chosen_steps(plan, pos_args):
+        for step in chosen_steps(graph, pos_args):
             reason = step.why_pending()
-            rows.append((step.name, "pending" if reason else "fresh", reason or why_fresh(step)))
+            status = "unresolved" if step.unresolved else "pending" if reason else "fresh"
+            rows.append((step.name, status, reason or why_fresh(step)))
         if not pos_args:
-            rows.append(("serve", "pending", f"starts {plan.model.product}"))
+            unresolved = any(step.unresolved for step in graph.steps)
+            then = "after download" if unresolved else f"starts {graph.model.product}"
+            rows.append(("serve", "pending", then))
         write_table(rows)
         return 0
 

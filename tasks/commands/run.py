@@ -7,15 +7,21 @@ from typing import Any
 
 from doit.cmd_run import Run as DoitRun
 
-from tasks import step
+from tasks import console, plan, step
 from tasks.board import Board
 from tasks.errors import LlamakeError
+from tasks.resolve import Access
 
 
 class Run(DoitRun):  # type: ignore[misc]
     """Run tasks in parallel threads; exit codes from 10 on tell the class of failure."""
 
     doc_purpose = "make what is pending and serve"
+
+    def execute(self, params: Any, args: list[str]) -> int:
+        """Say what the graph may ask of the hub before it is read."""
+        plan.hub_access = plan.access_for(args)
+        return int(super().execute(params, args) or 0)
 
     def _execute(
         self,
@@ -35,6 +41,9 @@ class Run(DoitRun):  # type: ignore[misc]
             except LlamakeError as error:
                 print(f"ERROR: {error}", file=sys.stderr)
                 return error.exit_code
+        if plan.hub_access is not Access.NEVER:
+            for note in self.loader.namespace["PLAN"].notes:
+                console.say("model", note)
         board = Board(sys.stdout, {})
         result = super()._execute(
             outfile,

@@ -1,0 +1,115 @@
+"""A model's files from the hub, or from any other server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tasks import files, hub, manifest, transfer
+from tasks.errors import ModelError
+from tasks.files import human_size
+from tasks.hub_errors import endpoint, explained
+from tasks.layout import Layout
+from tasks.manifest import Pinned, RemoteFile
+from tasks.settings import Settings
+from tasks.state import Json
+from tasks.step import Step
+
+
+def folder_of(pinned: Pinned, layout: Layout) -> Path:
+    """Where a choice's files are downloaded to."""
+    if pinned.choice.kind == "gguf":
+        return layout.gguf_folder(pinned.manifest.id)
+    return layout.safetensors_folder(pinned.manifest.id)
+
+
+def download_step(pinned: Pinned, model_id: str, layout: Layout, settings: Settings) -> Step:
+    """Download the files of a choice, and have them all verified before one gets its name."""
+    folder = folder_of(pinned, layout)
+    wanted = [pinned.manifest.file(name) for name in pinned.choice.names]
+    total = human_size(pinned.manifest.size(pinned.choice))
+    label = pinned.choice.quantization or pinned.choice.kind
+    name = pinned.name
+
+    def make() -> Mapping[str, Json]:
+        anew = bool(step.record and step.record.forgotten)
+        _download(pinned, wanted, layout, folder, settings, anew)
+        return {"from": endpoint() if "://" not in name else name}
+
+    step = Step(
+        "download",
+        f"download {name} {label} ({total})",
+        model_id=model_id,
+        folder=folder,
+        key=f"download:{_what(pinned)}",
+        parameters={
+            "repository": name,
+            "revision": pinned.manifest.commit,
+            "files": {file.name: file.checksum or str(file.size) for file in wanted},
+        },
+        outputs={file.name: files.inside(folder, file.name) for file in wanted},
+        make=make,
+        source=pinned.source,
+        unmade=f"not downloaded: {total}",
+    )
+    return step
+
+
+def _what(pinned: Pinned) -> str:
+    chosen = pinned.choice
+    if chosen.kind == "safetensors":
+        return "safetensors"
+    return f"{chosen.files[0]} {chosen.mmproj}".strip()
+
+
+def _download(
+    pinned: Pinned,
+    wanted: list[RemoteFile],
+    layout: Layout,
+    folder: Path,
+    settings: Settings,
+    anew: bool,
+) -> None:
+    repo, commit = pinned.manifest.repo, pinned.manifest.commit
+    missing = []
+    for file in wanted:
+        target = files.inside(folder, file.name)
+        one = transfer.Wanted(
+            hub.file_url(repo, commit, file.name),
+            target,
+            file.size or None,
+            file.sha256,
+            file.git_sha1,
+            file.name,
+        )
+        found = None if anew else transfer.reuse(list(_copies(pinned, file, layout)), one)
+        if found:
+            files.note_sum(target, found)
+        else:
+            missing.append(one)
+    if missing and (settings.offline or hub.offline()):
+        raise ModelError(
+            f"{missing[0].label} of {repo} is not on this machine",
+            "offline=yes or HF_HUB_OFFLINE forbids downloading it",
+            "download it once with a network: doit prepare",
+        )
+    ours = hub.headers() if "://" not in repo else {}
+    with explained(repo, commit):
+        for path, found in transfer.fetch(missing, headers=ours, client=hub.client()).items():
+            files.note_sum(path, found)
+
+
+def _copies(pinned: Pinned, file: RemoteFile, layout: Layout) -> Iterator[Path]:
+    """Files on this machine that hold, by name, what is wanted: their checksum will tell."""
+    if "://" in pinned.manifest.repo or not file.checksum:
+        return
+    blob = hub.cached(pinned.manifest.repo, file)
+    if blob:
+        yield blob
+    for other in manifest.known(layout, pinned.manifest.repo):
+        same = any(one.name == file.name and one.checksum == file.checksum for one in other.files)
+        if same and other.commit != pinned.manifest.commit:
+            for folder in (layout.gguf_folder(other.id), layout.safetensors_folder(other.id)):
+                path = files.inside(folder, file.name)
+                if path.is_file():
+                    yield path

@@ -1,0 +1,219 @@
+"""A reference to one commit and its files: asked of the hub once, then read from the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tasks import choice, files, hub, machine, manifest, memory
+from tasks.errors import ModelError, Refused
+from tasks.fit import Fit
+from tasks.gguf_format import Value
+from tasks.gguf_header import read_prefix
+from tasks.hub_errors import explained, unresolved
+from tasks.layout import Layout
+from tasks.listing import Kind
+from tasks.manifest import Choice, Manifest, Pinned, RemoteFile, Request, choice_key
+from tasks.quantization import default_intermediate
+from tasks.settings import Settings
+
+_HEADER_BYTES = 256 << 10
+"""What decides the context's size stands before the vocabulary, in the first kilobytes."""
+_MOST_HEADER_BYTES = 100_000_000
+"""The limit of the safetensors format."""
+
+
+class Access(enum.Enum):
+    """What the command at hand may do to resolve a reference."""
+
+    NEVER = "this command asks nothing of the hub"
+    LOOK = "ask the hub, but write nothing"
+    RESOLVE = "ask the hub and keep its answer"
+
+
+def resolve(
+    repo: str,
+    revision: str,
+    request: Request,
+    layout: Layout,
+    settings: Settings,
+    access: Access,
+    role: Kind = Kind.MODEL,
+) -> Pinned:
+    """The files that answer a request for `org/name`; ModelError where there is no answer.
+
+    What was resolved before is taken as it is, without a look at the network or at the memory.
+    """
+    revision = revision or hub.DEFAULT_REVISION
+    key = choice_key(revision, request, "" if role is Kind.MODEL else role.name.lower())
+    known = manifest.known(layout, repo)
+    made = _latest(known, key)
+    refresh = settings.refresh and access is Access.RESOLVE
+    if made and not refresh:
+        return made
+    listed = None if refresh else _listed(known, revision)
+    if listed is None:
+        if why := barred(settings, access):
+            raise unresolved(repo, why)
+        listed = hub.list_repository(repo, revision, tries=1 if access is Access.LOOK else 4)
+    if made and _same_files(made, listed):
+        return made
+    found = _again(made, listed) or _choose(listed, request, settings, access, role)
+    if access is not Access.RESOLVE:
+        return Pinned(listed, found)
+    if not barred(settings, access):
+        hub.check_access(repo, listed.commit, found.files[0])
+    return keep(layout, listed, revision, key, found, known)
+
+
+def keep(
+    layout: Layout,
+    listed: Manifest,
+    revision: str,
+    key: str,
+    found: Choice,
+    known: list[Manifest],
+) -> Pinned:
+    """Write a choice to the manifest, with the commit it belongs to."""
+    now = manifest.later_than(known)
+    found = dataclasses.replace(found, when=now)
+
+    def add(one: Manifest) -> Manifest:
+        return dataclasses.replace(
+            one,
+            asked={**one.asked, revision: now},
+            choices={**one.choices, key: found},
+        )
+
+    return Pinned(manifest.update(layout, listed, add), found)
+
+
+def barred(settings: Settings, access: Access) -> str:
+    """Why the network must not be used; '' where it may."""
+    if access is Access.NEVER:
+        return str(access.value)
+    if settings.offline:
+        return "offline=yes forbids asking the hub"
+    return "HF_HUB_OFFLINE forbids asking the hub" if hub.offline() else ""
+
+
+def _latest(known: list[Manifest], key: str) -> Pinned | None:
+    made = [Pinned(one, one.choices[key]) for one in known if key in one.choices]
+    return max(made, key=lambda pinned: pinned.choice.when, default=None)
+
+
+def _listed(known: list[Manifest], revision: str) -> Manifest | None:
+    asked = [one for one in known if revision in one.asked]
+    if asked:
+        return max(asked, key=lambda one: one.asked[revision])
+    return next((one for one in known if one.commit == revision), None)
+
+
+def _same_files(made: Pinned, listed: Manifest) -> bool:
+    """True where nothing of a choice changed upstream, whatever else did."""
+    there = {file.name: file for file in listed.files}
+    names = made.choice.names
+    if made.choice.kind == "safetensors":
+        # A shard or a tokenizer file may have come on top.
+        names = choice.choose(listed.files, Request(), _no_fit()).names
+        if set(names) != set(made.choice.names):
+            return False
+    return all(there.get(name) == made.manifest.file(name) for name in names)
+
+
+def _again(made: Pinned | None, listed: Manifest) -> Choice | None:
+    """The same GGUF files of a newer commit, so that a choice once made stays."""
+    there = {file.name for file in listed.files}
+    if made and made.choice.kind == "gguf" and there.issuperset(made.choice.names):
+        return made.choice
+    return None
+
+
+def _choose(
+    listed: Manifest, request: Request, settings: Settings, access: Access, role: Kind
+) -> Choice:
+    may_ask = not barred(settings, access)
+
+    def context_bytes(file: RemoteFile) -> int:
+        metadata: Mapping[str, Value] = {}
+        lengths: Mapping[str, int] = {}
+        if may_ask:
+            with explained(listed.repo, listed.commit):
+                url = hub.file_url(listed.repo, listed.commit, file.name)
+                header = read_prefix(hub.read_start(url, _HEADER_BYTES)[0], file.name)
+                metadata, lengths = header.metadata, header.array_lengths
+        return memory.context_bytes(
+            metadata, lengths, context=settings.ctx_size, file_size=file.size
+        )
+
+    fit = Fit(memory.usable(machine.available_memory()), context_bytes)
+    found = choice.choose(listed.files, request, fit, role=role, repo=listed.repo)
+    if found.kind == "safetensors" and may_ask:
+        weights = next(name for name in found.files if name.endswith(".safetensors"))
+        return dataclasses.replace(found, intermediate=_intermediate(listed, weights))
+    return dataclasses.replace(found, intermediate="f16") if found.kind != "gguf" else found
+
+
+def _no_fit() -> Fit:
+    return Fit(0, lambda file: 0)
+
+
+def _intermediate(listed: Manifest, name: str) -> str:
+    """The 16-bit type for the tensor types that a safetensors file's header names."""
+    url = hub.file_url(listed.repo, listed.commit, name)
+    with explained(listed.repo, listed.commit):
+        start, _ = hub.read_start(url, _HEADER_BYTES)
+        length = int.from_bytes(start[:8], "little")
+        if length > min(_MOST_HEADER_BYTES, listed.file(name).size):
+            raise ValueError(f"{name} is not a safetensors file")
+        if length > len(start) - 8:
+            start, _ = hub.read_start(url, 8 + length)
+        header = json.loads(start[8 : 8 + length])
+        tensors = [entry for key, entry in header.items() if key != "__metadata__"]
+        return default_intermediate({str(entry["dtype"]) for entry in tensors})
+
+
+def resolve_url(url: str, layout: Layout, settings: Settings, access: Access) -> Pinned:
+    """The GGUF at an address outside of any hub; `sha256=` is what it must have, where given."""
+    from urllib.parse import unquote, urlsplit
+
+    name = unquote(urlsplit(url).path.rpartition("/")[2])
+    shown = url.split("?")[0]
+    if not name.lower().endswith(".gguf"):
+        raise Refused(f"{shown} names no GGUF file", fix="name an address that ends in .gguf")
+    try:
+        files.inside(Path(), name)
+    except ValueError as error:
+        raise Refused(f"{shown} cannot be used", str(error)) from None
+    known = manifest.known(layout, url)
+    made = _latest(known, hub.DEFAULT_REVISION)
+    refresh = settings.refresh and access is Access.RESOLVE
+    if made and not refresh:
+        file = made.manifest.files[0]
+        if not settings.sha256 or file.sha256 == settings.sha256:
+            return made
+        file = dataclasses.replace(file, sha256=settings.sha256)
+        found = dataclasses.replace(made.manifest, files=(file,))
+    else:
+        if why := barred(settings, access):
+            raise unresolved(shown, why)
+        found = _look_at(url, shown, name, settings.sha256 or "")
+    one = Choice("gguf", (name,))
+    if access is not Access.RESOLVE:
+        return Pinned(found, one)
+    return keep(layout, found, hub.DEFAULT_REVISION, hub.DEFAULT_REVISION, one, known)
+
+
+def _look_at(url: str, shown: str, name: str, sha256: str) -> Manifest:
+    with explained(shown):
+        start, answer = hub.read_start(url, 4)
+    if start != b"GGUF":
+        raise ModelError(f"{shown} is not a GGUF file", f"it starts with {start!r}")
+    fields = {key.lower(): value for key, value in answer.items()}
+    total = fields.get("content-range", "").rpartition("/")[2] or fields.get("content-length", "")
+    size = int(total) if total.isdigit() else 0
+    version = fields.get("etag") or fields.get("last-modified") or ""
+    return Manifest(url, version, (RemoteFile(name, size, sha256),))
