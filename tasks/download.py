@@ -75,7 +75,7 @@ def _download(
     for file in wanted:
         target = files.inside(folder, file.name)
         one = transfer.Wanted(
-            hub.file_url(repo, commit, file.name),
+            pinned.url or hub.file_url(repo, commit, file.name),
             target,
             file.size or None,
             file.sha256,

@@ -55,9 +55,7 @@ def headers() -> Mapping[str, str]:
 
 
 def file_url(repo: str, commit: str, name: str) -> str:
-    """Where a file of a repository is downloaded from; a file outside of any hub is its own."""
-    if "://" in repo:
-        return repo
+    """Where a file of a repository is downloaded from."""
     from urllib.parse import quote
 
     return f"{endpoint()}/{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"

@@ -81,7 +81,7 @@ class Manifest:
     """A repository's files at one commit."""
 
     repo: str
-    """`org/name`; of a file that lies outside of any hub, its address."""
+    """`org/name`; of a file outside of any hub, its address without what may be secret."""
     commit: str
     """40 hex digits; of a file outside of any hub, what its server calls this version."""
     files: tuple[RemoteFile, ...]
@@ -110,11 +110,13 @@ class Pinned:
 
     manifest: Manifest
     choice: Choice
+    url: str = ""
+    """Of a file outside of any hub: its address as the user gave it, perhaps with a secret."""
 
     @property
     def name(self) -> str:
-        """What to call the repository, or the address without what a server signed in it."""
-        return self.manifest.repo.split("?")[0]
+        """`org/name`, or the address of a file outside of any hub."""
+        return self.manifest.repo
 
     @property
     def source(self) -> Mapping[str, Any]:

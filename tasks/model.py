@@ -192,7 +192,7 @@ def _remote(
     if isinstance(found, reference.Url):
         address = found
         return _or_unresolved(
-            lambda: resolve.resolve_url(address.url, layout, settings, access),
+            lambda: resolve.resolve_url(address, layout, settings, access),
             found.shown,
             "",
             layout,
@@ -247,7 +247,8 @@ def model_of(pinned: Pinned, layout: Layout, quantization: str = "") -> GgufFile
     paths = tuple(files.inside(folder, name) for name in chosen.files)
     if chosen.kind == "gguf":
         projector = files.inside(folder, chosen.mmproj) if chosen.mmproj else None
-        return GgufFile(paths[0], pinned.manifest.id, pinned.name, projector, pinned)
+        name = paths[0].stem if "://" in pinned.name else pinned.name
+        return GgufFile(paths[0], pinned.manifest.id, name, projector, pinned)
     asked = quantizable(quantization) if quantization else ""
     return Checkpoint(
         folder, pinned.manifest.id, tuple(sorted(paths)), chosen.intermediate, pinned, asked

@@ -18,6 +18,7 @@ from tasks.layout import Layout
 from tasks.listing import Kind
 from tasks.manifest import Choice, Manifest, Pinned, RemoteFile, Request, choice_key
 from tasks.quantization import default_intermediate
+from tasks.reference import Url
 from tasks.settings import Settings
 
 _HEADER_BYTES = 256 << 10
@@ -78,17 +79,22 @@ def keep(
     known: list[Manifest],
 ) -> Pinned:
     """Write a choice to the manifest, with the commit it belongs to."""
+    before = {choice.when for one in known for choice in one.choices.values()}
     now = manifest.later_than(known)
     found = dataclasses.replace(found, when=now)
 
     def add(one: Manifest) -> Manifest:
+        nonlocal found
+        if key in one.choices and one.choices[key].when not in before:
+            found = one.choices[key]  # Made by another llamake, while this one asked.
         return dataclasses.replace(
             one,
             asked={**one.asked, revision: now},
             choices={**one.choices, key: found},
         )
 
-    return Pinned(manifest.update(layout, listed, add), found)
+    kept = manifest.update(layout, listed, add)
+    return Pinned(kept, kept.choices[key])
 
 
 def barred(settings: Settings, access: Access) -> str:
@@ -176,44 +182,42 @@ def _intermediate(listed: Manifest, name: str) -> str:
         return default_intermediate({str(entry["dtype"]) for entry in tensors})
 
 
-def resolve_url(url: str, layout: Layout, settings: Settings, access: Access) -> Pinned:
+def resolve_url(url: Url, layout: Layout, settings: Settings, access: Access) -> Pinned:
     """The GGUF at an address outside of any hub; `sha256=` is what it must have, where given."""
-    from urllib.parse import unquote, urlsplit
-
-    name = unquote(urlsplit(url).path.rpartition("/")[2])
-    shown = url.split("?")[0]
-    if not name.lower().endswith(".gguf"):
-        raise Refused(f"{shown} names no GGUF file", fix="name an address that ends in .gguf")
     try:
-        files.inside(Path(), name)
+        files.inside(Path(), url.name)
     except ValueError as error:
-        raise Refused(f"{shown} cannot be used", str(error)) from None
-    known = manifest.known(layout, url)
-    made = _latest(known, hub.DEFAULT_REVISION)
+        raise Refused(f"{url.shown} cannot be used", str(error)) from None
+    known = manifest.known(layout, url.shown)
+    key = hub.DEFAULT_REVISION
+    made = _latest(known, key)
     refresh = settings.refresh and access is Access.RESOLVE
     if made and not refresh:
-        file = made.manifest.files[0]
-        if not settings.sha256 or file.sha256 == settings.sha256:
-            return made
-        file = dataclasses.replace(file, sha256=settings.sha256)
+        if not settings.sha256 or made.manifest.files[0].sha256 == settings.sha256:
+            return dataclasses.replace(made, url=url.url)
+        file = dataclasses.replace(made.manifest.files[0], sha256=settings.sha256)
         found = dataclasses.replace(made.manifest, files=(file,))
     else:
         if why := barred(settings, access):
-            raise unresolved(shown, why)
-        found = _look_at(url, shown, name, settings.sha256 or "")
-    one = Choice("gguf", (name,))
-    if access is not Access.RESOLVE:
-        return Pinned(found, one)
-    return keep(layout, found, hub.DEFAULT_REVISION, hub.DEFAULT_REVISION, one, known)
+            raise unresolved(url.shown, why)
+        found = _look_at(url, settings.sha256 or "")
+    pinned = Pinned(found, Choice("gguf", (url.name,)))
+    if access is Access.RESOLVE:
+        pinned = keep(layout, found, key, key, pinned.choice, known)
+    return dataclasses.replace(pinned, url=url.url)
 
 
-def _look_at(url: str, shown: str, name: str, sha256: str) -> Manifest:
-    with explained(shown):
-        start, answer = hub.read_start(url, 4)
+def _look_at(url: Url, sha256: str) -> Manifest:
+    with explained(url.shown):
+        start, answer = hub.read_start(url.url, 4)
     if start != b"GGUF":
-        raise ModelError(f"{shown} is not a GGUF file", f"it starts with {start!r}")
-    fields = {key.lower(): value for key, value in answer.items()}
+        raise ModelError(
+            f"{url.shown} is not a GGUF file",
+            f"it starts with {start!r}",
+            "open it in a browser: it may be a page that leads to the file",
+        )
+    fields = {name.lower(): value for name, value in answer.items()}
     total = fields.get("content-range", "").rpartition("/")[2] or fields.get("content-length", "")
     size = int(total) if total.isdigit() else 0
     version = fields.get("etag") or fields.get("last-modified") or ""
-    return Manifest(url, version, (RemoteFile(name, size, sha256),))
+    return Manifest(url.shown, version, (RemoteFile(url.name, size, sha256),))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import console, files, process, state
-from tasks.errors import LlamakeError, StorageError
+from tasks.errors import LlamakeError, ModelError, StorageError
 from tasks.files import FileSum
 from tasks.layout import STATE_NAME, safe_name
 from tasks.state import Json, Record
@@ -168,7 +168,8 @@ class Step:
         """Make the outputs, unless another process did while we waited for the lock."""
         import filelock
 
-        assert self.make
+        if self.unresolved or not self.make:
+            raise ModelError(f"{self.title} is not possible", self.unresolved)
         with files.storage(self.folder):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.folder.parent / f".{self.folder.name}.{self._lock}.lock")
@@ -204,7 +205,7 @@ class Step:
 
     def forget(self) -> bool:
         """Mark the record so that the step is pending until made again; True if there is one."""
-        if self.skip or self.record is None:
+        if self.skip or self.unresolved or self.record is None:
             return False
         state.revise(self.state_path, self.key, forgotten=True)
         return True

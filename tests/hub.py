@@ -31,7 +31,8 @@ LFS_SUFFIXES = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".onnx")
 LFS_SIZE = 10 * 1024 * 1024
 """Bytes from which any file is kept apart from git."""
 
-API, RESOLVE, CDN, PLAIN, XET = "api", "resolve", "cdn", "plain", "xet"
+KINDS = ("", "api", "resolve", "cdn", "plain", "xet")
+"""Of requests; '' stands for all."""
 
 # What each kind of fault can be told.
 FAULTS = {
@@ -118,7 +119,8 @@ class Fault:
     def __init__(
         self, kind: str, where: str, name: str, method: str, times: int | None, **options: Any
     ) -> None:
-        assert not (set(options) - FAULTS[kind]), f"{kind} takes {FAULTS[kind]}"
+        assert where in KINDS, where
+        assert set(options) <= FAULTS[kind], f"{kind} takes {FAULTS[kind]}"
         self.kind, self.where, self.name, self.method = kind, where, name, method
         self.times, self.options = times, options
         self.hits = 0
@@ -181,7 +183,7 @@ class Hub:
         self.ca_pem = Path(self._folder.name) / "ca.pem"
         """With `tls`: the certificate that clients must trust."""
         context = tls_context(self.ca_pem) if tls else None
-        self._servers = [Server(self, context, port, Handler) for port in (API, CDN)]
+        self._servers = [Server(self, context, port, Handler) for port in ("api", "cdn")]
         self.endpoint, self.cdn_endpoint = (server.origin for server in self._servers)
 
     def start(self) -> Hub:
@@ -364,7 +366,7 @@ class Hub:
     @property
     def leaked(self) -> bool:
         """True where the CDN ever saw a token."""
-        return any(record.authorized for record in self.asked(CDN))
+        return any(record.authorized for record in self.asked("cdn"))
 
     def most_at_once(self, kind: str = "") -> int:
         """How many requests (of a kind) were in work at the same time, at most."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tasks.errors import ModelError
-from tasks.gguf_header import read_header
+from tasks.gguf_header import read_header, read_prefix
 from tasks.quantization import TENSOR_TYPES
 
 UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY, UINT64 = 4, 5, 6, 7, 8, 9, 10
@@ -318,3 +318,39 @@ def test_damaged_anywhere_it_is_read_or_refused(tmp_path: Path) -> None:
         except ModelError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 100, outcomes
+
+
+def test_of_a_files_start_all_that_is_there_is_read(tmp_path: Path) -> None:
+    path = real_gguf(tmp_path / "a.gguf")
+    content, whole = path.read_bytes(), read_header(path)
+    for data in (content, content[: len(content) - whole.tensor_bytes]):
+        start = read_prefix(data)
+        assert (start.metadata, start.array_lengths) == (whole.metadata, whole.array_lengths)
+        assert (start.tensor_count, start.tensor_bytes) == (3, 0)
+    tokens = content.index(b"tokenizer.ggml.tokens") + len("tokenizer.ggml.tokens")
+    cut = read_prefix(content[: tokens + 16 + 100])
+    assert (cut.architecture, cut.block_count, cut.vocabulary_size) == ("llama", 2, 2000)
+    assert cut.metadata["llama.attention.head_count_kv"] == (2, 4)
+    assert read_prefix(content[: tokens + 15]).vocabulary_size is None
+
+
+def test_of_a_file_cut_anywhere_the_start_says_nothing_wrong(tmp_path: Path) -> None:
+    path = real_gguf(tmp_path / "a.gguf", vocabulary=300)
+    content, whole = path.read_bytes(), read_header(path)
+    for length in range(24, 2048):
+        start = read_prefix(content[:length])
+        assert start.metadata.items() <= whole.metadata.items()
+        assert start.array_lengths.items() <= whole.array_lengths.items()
+    for length in range(24):
+        with pytest.raises(ModelError):
+            read_prefix(content[:length])
+
+
+def test_what_is_no_ggufs_start() -> None:
+    for data, expected in ((b"", "the file"), (ZIP, "looks like a ZIP"), (head(0, 0, 4), "newer")):
+        with pytest.raises(ModelError) as failure:
+            read_prefix(data)
+        assert expected in str(failure.value)
+    assert read_prefix(head(1, 2**63) + LLAMA).architecture == "llama"
+    damaged = head(0, 3) + LLAMA + entry(b"\xff", UINT32, b"\0" * 4) + uint32("a", 1)
+    assert read_prefix(damaged).metadata == {"general.architecture": "llama"}

@@ -94,7 +94,8 @@ def test_a_damaged_journal_claims_nothing_new(data: st.DataObject) -> None:
     damaged = text[:at] + bytes([byte]) + text[at + 1 : cut]
     if found := ranges.read_journal(damaged):
         assert found[0] == 500
-        assert set(found[2].gaps(50)) >= set(spans(*notes).gaps(50))
+        claimed = {byte for start, end in found[2] for byte in range(start, end)}
+        assert claimed <= {byte for start, end in notes for byte in range(start, end)}
 
 
 def test_waits_grow_and_end() -> None:
@@ -146,7 +147,7 @@ def test_connections_are_added_while_they_help() -> None:
 
 def test_connections_that_do_not_help_are_given_up() -> None:
     pace = Pace()
-    settle(pace, limit=3e6, each=2e6, seconds=5)
+    settle(pace, limit=6e6, each=2e6, seconds=5)
     assert pace.level == 4
     pace = Pace()
     settle(pace, limit=1e6, each=1e6, seconds=5)
