@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tasks import machine
 from tasks.errors import Refused
-from tasks.gguf_header import GgufHeader
+from tasks.gguf_header import GgufHeader, read_header
 from tasks.port import free_port, reachable
 from tasks.settings import Settings
 
@@ -35,6 +35,7 @@ _OURS = {
 }
 """Arguments of llama-server by which the summary would be wrong, and the setting to use."""
 _PREFIX = "--api-prefix"
+_SPECULATION = "--spec-type"
 EMBEDDING = ("--embedding", "--embeddings", "--rerank", "--reranking")
 
 
@@ -93,6 +94,8 @@ class Launch:
     cache_mib: int
     api_key: str | None
     extra: tuple[str, ...]
+    speculation: str = ""
+    """The way in which the draft model drafts, '' where llama-server finds out."""
 
     @property
     def argv(self) -> list[str]:
@@ -101,6 +104,8 @@ class Launch:
         argv += ["--host", self.host, "--port", str(self.port)]
         argv += ["--threads", str(self.threads), "--ctx-size", str(self.context)]
         argv += ["--cache-ram", str(self.cache_mib)]
+        if self.speculation:
+            argv += [_SPECULATION, self.speculation]
         if self.gpu_layers is not None:
             argv += ["--n-gpu-layers", str(self.gpu_layers)]
         if any(word in EMBEDDING for word in self.extra):
@@ -144,7 +149,20 @@ def launch_of(
         cache_mib=cache_mib(machine.available_memory()),
         api_key=settings.api_key,
         extra=settings.args,
+        speculation=speculation(read_header(model.draft))
+        if model.draft and _SPECULATION not in settings.args
+        else "",
     )
+
+
+def speculation(draft: GgufHeader) -> str:
+    """The type of speculative decoding that a draft model is for, '' where llama-server sees it.
+
+    Untold, it loads a model that was not made for drafting, and never asks it.
+    """
+    if draft.architecture == "dflash" or draft.of_architecture("nextn_predict_layers"):
+        return ""
+    return "draft-eagle3" if draft.architecture == "eagle3" else "draft-simple"
 
 
 def cache_mib(available: int) -> int:

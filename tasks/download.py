@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tasks import files, hub, manifest, transfer
 from tasks.errors import ModelError
-from tasks.files import human_size
+from tasks.files import FileSum, human_size
 from tasks.hub_errors import endpoint, explained
+from tasks.incomplete import Wanted
 from tasks.layout import Layout
 from tasks.manifest import Pinned, RemoteFile
 from tasks.settings import Settings
@@ -32,8 +33,13 @@ def download_step(pinned: Pinned, model_id: str, layout: Layout, settings: Setti
     name = pinned.name
 
     def make() -> Mapping[str, Json]:
-        anew = bool(step.record and step.record.forgotten)
-        _download(pinned, wanted, layout, folder, settings, anew)
+        record = step.record
+        same = record is not None and record.parameters == step.parameters
+        unsure = record is not None and not all(file.checksum for file in wanted)
+        anew = record is not None and (record.forgotten or (unsure and not same))
+        known = record.outputs if record and same and not anew else {}
+        jobs = [_wanted(pinned, file, folder, known, anew) for file in wanted]
+        _download(pinned, jobs, layout, settings)
         return {"from": endpoint() if "://" not in name else name}
 
     step = Step(
@@ -62,32 +68,34 @@ def _what(pinned: Pinned) -> str:
     return f"{chosen.files[0]} {chosen.mmproj}".strip()
 
 
-def _download(
-    pinned: Pinned,
-    wanted: list[RemoteFile],
-    layout: Layout,
-    folder: Path,
-    settings: Settings,
-    anew: bool,
-) -> None:
+def _wanted(
+    pinned: Pinned, file: RemoteFile, folder: Path, known: Mapping[str, FileSum], anew: bool
+) -> Wanted:
+    made = known.get(file.name)
+    return Wanted(
+        pinned.url or hub.file_url(pinned.manifest.repo, pinned.manifest.commit, file.name),
+        files.inside(folder, file.name),
+        file.size or None,
+        # Where nobody said what it must be, it must be what it was.
+        file.sha256 or (made.sha256 if made and not file.git_sha1 else ""),
+        file.git_sha1,
+        file.name,
+        anew,
+    )
+
+
+def _download(pinned: Pinned, jobs: Sequence[Wanted], layout: Layout, settings: Settings) -> None:
     repo, commit = pinned.manifest.repo, pinned.manifest.commit
     missing = []
-    for file in wanted:
-        target = files.inside(folder, file.name)
-        one = transfer.Wanted(
-            pinned.url or hub.file_url(repo, commit, file.name),
-            target,
-            file.size or None,
-            file.sha256,
-            file.git_sha1,
-            file.name,
-        )
-        found = None if anew else transfer.reuse(list(_copies(pinned, file, layout)), one)
+    for job in jobs:
+        found = None if job.anew else transfer.reuse(list(_copies(pinned, job, layout)), job)
         if found:
-            files.note_sum(target, found)
+            files.note_sum(job.target, found)
         else:
-            missing.append(one)
-    if missing and (settings.offline or hub.offline()):
+            missing.append(job)
+    if not missing:
+        return
+    if settings.offline or hub.offline():
         raise ModelError(
             f"{missing[0].label} of {repo} is not on this machine",
             "offline=yes or HF_HUB_OFFLINE forbids downloading it",
@@ -99,10 +107,11 @@ def _download(
             files.note_sum(path, found)
 
 
-def _copies(pinned: Pinned, file: RemoteFile, layout: Layout) -> Iterator[Path]:
+def _copies(pinned: Pinned, job: Wanted, layout: Layout) -> Iterator[Path]:
     """Files on this machine that hold, by name, what is wanted: their checksum will tell."""
-    if "://" in pinned.manifest.repo or not file.checksum:
+    if "://" in pinned.manifest.repo:
         return
+    file = pinned.manifest.file(job.label)
     blob = hub.cached(pinned.manifest.repo, file)
     if blob:
         yield blob

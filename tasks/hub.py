@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tasks import console
 from tasks.errors import ModelError
-from tasks.hub_errors import endpoint, explained
+from tasks.hub_errors import endpoint, explained, shown_host
 from tasks.manifest import Manifest, RemoteFile
+from tasks.request import retry_after
 
 DEFAULT_REVISION = "main"
-_TRIES = 4
-_TIMEOUT_S = 15.0
+TRIES = 4
+_TRIES_IN_SILENCE = 2
+"""So often a hub may send nothing, which takes the longest."""
+_MOST_LISTING_BYTES = 64 << 20
 _LONGEST_WAIT_S = 60.0
 _BUSY = (408, 429, 500, 502, 503, 504)
 _T = TypeVar("_T")
@@ -30,19 +37,29 @@ def client() -> Any:
     """huggingface_hub's own HTTP client, which knows proxies and certificate authorities."""
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        handler.addFilter(_UNSIGNED)
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         # What companies set for other tools; the client itself reads only these two.
         if (bundle := os.environ.get(name)) and not os.environ.get("SSL_CERT_DIR"):
             variable = "SSL_CERT_DIR" if os.path.isdir(bundle) else "SSL_CERT_FILE"
             os.environ.setdefault(variable, bundle)
+    file, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     try:
+        if folder and not file:
+            os.listdir(folder)  # OpenSSL takes one that is not there for an empty one.
         return get_session()
     except OSError as error:
-        authorities = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
         raise ModelError(
-            f"the certificate authorities in {authorities} cannot be read",
-            str(error),
+            f"the certificate authorities in {file or folder} cannot be read",
+            error.strerror or str(error),
             "name a PEM file in SSL_CERT_FILE",
+        ) from None
+    except (ImportError, ValueError):
+        raise ModelError(
+            "the proxy that the environment names cannot be used",
+            "it is none of http:// or https://",
+            "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY",
         ) from None
 
 
@@ -61,32 +78,58 @@ def file_url(repo: str, commit: str, name: str) -> str:
     return f"{endpoint()}/{repo}/resolve/{quote(commit, safe='')}/{quote(name)}"
 
 
-def list_repository(repo: str, revision: str, *, tries: int = _TRIES) -> Manifest:
+def list_repository(repo: str, revision: str, *, tries: int = TRIES) -> Manifest:
     """The files of `org/name` at a revision, with the commit that it is now."""
+    from urllib.parse import quote
 
-    def ask() -> Any:
-        from huggingface_hub import HfApi
-
-        return HfApi(endpoint=endpoint(), library_name="llamake").model_info(
-            repo, revision=revision or None, files_metadata=True, timeout=_TIMEOUT_S
-        )
+    from huggingface_hub.utils import validate_repo_id
 
     with explained(repo, revision):
-        info = patiently(ask, tries)
-        found = {}
-        for entry in info.siblings or ():
-            sha256 = str(entry.lfs.sha256) if entry.lfs else ""
-            size = entry.lfs.size if entry.lfs else entry.size
-            if isinstance(size, int) and size >= 0 and isinstance(entry.rfilename, str):
-                sha1 = "" if sha256 else str(entry.blob_id or "")
-                found[entry.rfilename] = RemoteFile(entry.rfilename, size, sha256, sha1)
-        if not isinstance(info.sha, str) or not _is_commit(info.sha):
-            raise ValueError("it names no commit")
-        return Manifest(repo, info.sha, tuple(found.values()))
+        validate_repo_id(repo)
+        at = quote(revision, safe="")
+        # Not by HfApi.model_info: that reads an answer of any size.
+        url = f"{endpoint()}/api/models/{repo}/revision/{at}?blobs=true"
+        text, _ = _read(url, _MOST_LISTING_BYTES + 1, headers(), tries)
+        if len(text) > _MOST_LISTING_BYTES:
+            raise ValueError(f"it is larger than {_MOST_LISTING_BYTES >> 20} MiB")
+        return _parsed(repo, text)
 
 
-def _is_commit(text: str) -> bool:
-    return len(text) == 40 and all(character in "0123456789abcdef" for character in text)
+def _parsed(repo: str, text: bytes) -> Manifest:
+    """The hub's answer about a repository; ValueError where it is none."""
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        page = text.lstrip()[:1] == b"<"
+        raise ValueError("it is a web page" if page else "it is no JSON") from None
+    if not isinstance(answer, dict) or not _is_hex(answer.get("sha"), 40):
+        raise ValueError("it names no commit")
+    entries = answer.get("siblings")
+    if not isinstance(entries, list):
+        raise ValueError("it lists no files")
+    return Manifest(repo, answer["sha"], tuple(filter(None, map(_remote_file, entries))))
+
+
+def _remote_file(entry: Any) -> RemoteFile | None:
+    """An entry of a listing; None for what is no file, such as a submodule."""
+    if not isinstance(entry, dict) or not isinstance(name := entry.get("rfilename"), str):
+        raise ValueError("it lists a file without a name")
+    lfs = entry.get("lfs") or {}
+    if not isinstance(lfs, dict):
+        raise ValueError(f"it says nothing of {name!r} that can be understood")
+    size = (lfs or entry).get("size")
+    sha256, sha1 = lfs.get("sha256", ""), "" if lfs else entry.get("blobId") or ""
+    if size is None:
+        return None
+    if type(size) is not int or size < 0:
+        raise ValueError(f"it lists {name!r} with a size of {size!r}")
+    if (lfs and not _is_hex(sha256, 64)) or (sha1 and not _is_hex(sha1, 40)):
+        raise ValueError(f"it lists {name!r} with a checksum that is none")
+    return RemoteFile(name, size, sha256, sha1)
+
+
+def _is_hex(text: object, digits: int) -> bool:
+    return isinstance(text, str) and bool(re.fullmatch(f"[0-9a-f]{{{digits}}}", text))
 
 
 def check_access(repo: str, commit: str, name: str) -> None:
@@ -95,27 +138,39 @@ def check_access(repo: str, commit: str, name: str) -> None:
 
     with explained(repo, commit):
         url = file_url(repo, commit, name)
-        patiently(lambda: get_hf_file_metadata(url, endpoint=endpoint(), timeout=_TIMEOUT_S))
+        patiently(lambda: get_hf_file_metadata(url, endpoint=endpoint(), timeout=_timeout_s()))
 
 
-def read_start(url: str, count: int) -> tuple[bytes, Mapping[str, str]]:
+def read_start(url: str, count: int, *, tries: int = TRIES) -> tuple[bytes, Mapping[str, str]]:
     """The first `count` bytes of a file, and the answer's headers; raises what httpx2 raises."""
+    ours = headers() if url.startswith(f"{endpoint()}/") else {}
+    span = {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
+    return _read(url, count, {**ours, **span}, tries)
+
+
+def _read(
+    url: str, count: int, asked: Mapping[str, str], tries: int
+) -> tuple[bytes, Mapping[str, str]]:
     from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
     def ask() -> tuple[bytes, Mapping[str, str]]:
-        asked = {**(headers() if url.startswith(f"{endpoint()}/") else {})}
-        asked |= {"Range": f"bytes=0-{count - 1}", "Accept-Encoding": "identity"}
-        with client().stream("GET", url, headers=asked, timeout=_TIMEOUT_S) as answer:
+        with client().stream("GET", url, headers=asked, timeout=_timeout_s()) as answer:
             hf_raise_for_status(answer)
-            data = b""
+            data = bytearray()
             # A server that knows no ranges sends it all: what is not needed is not read.
             for chunk in answer.iter_bytes(1 << 16):
                 data += chunk
                 if len(data) >= count:
                     break
-            return data[:count], dict(answer.headers)
+            return bytes(data[:count]), dict(answer.headers)
 
-    return patiently(ask)
+    return patiently(ask, tries)
+
+
+def _timeout_s() -> float:
+    from huggingface_hub import constants
+
+    return float(constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def cached(repo: str, file: RemoteFile) -> Path | None:
@@ -127,37 +182,46 @@ def cached(repo: str, file: RemoteFile) -> Path | None:
     return blob if file.checksum and blob.is_file() else None
 
 
-def patiently(ask: Callable[[], _T], tries: int = _TRIES) -> _T:
+def patiently(ask: Callable[[], _T], tries: int = TRIES) -> _T:
     """`ask`, again after a while where the hub is busy or the network fails."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
     client()
     for attempt in range(1, tries + 1):
+        wait = 0.0
         try:
             return ask()
         except HfHubHTTPError as error:
-            if error.response.status_code not in _BUSY or attempt == tries:
+            answer = error.response
+            wait = retry_after(answer.headers) or 0.0
+            if answer.status_code not in _BUSY or attempt == tries or wait > _LONGEST_WAIT_S:
                 raise
-            wait = retry_after(error.response.headers) or 0.0
-            if wait > _LONGEST_WAIT_S:
-                raise
+            if wait > 1:
+                text = f"answers {answer.status_code}: waiting {console.duration(wait)}, as it asks"
+                console.say("model", f"{shown_host(str(answer.url))} {text}")
         except httpx2.TransportError as error:
-            if attempt == tries or "CERTIFICATE" in str(error):
+            slow = isinstance(error, httpx2.TimeoutException) and attempt >= _TRIES_IN_SILENCE
+            if attempt == tries or slow or _is_final(error):
                 raise
-            wait = 0.0
         time.sleep(max(wait, 0.4 * 2**attempt))
     raise AssertionError
 
 
-def retry_after(answer: Mapping[str, str]) -> float | None:
-    """Seconds that an answer's Retry-After asks to wait: a number or a date."""
-    from email.utils import parsedate_to_datetime
+def _is_final(error: Exception) -> bool:
+    """True for a failure that the next try would have, too."""
+    import httpx2
 
-    value = answer.get("Retry-After", "").strip()
-    if value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
+    return isinstance(error, httpx2.UnsupportedProtocol) or "CERTIFICATE" in str(error)
+
+
+class _Unsigned(logging.Filter):
+    """Takes what a server signed out of the addresses that huggingface_hub logs (HF_DEBUG)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg = re.sub(r"(://[^\s?'\"]+)\?[^\s'\"]*", r"\1?…", record.getMessage())
+        record.args = ()
+        return True
+
+
+_UNSIGNED = _Unsigned()

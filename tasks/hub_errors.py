@@ -6,8 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
+from tasks import console
+from tasks import process
 from tasks.errors import LlamakeError, ModelError
+from tasks.request import retry_after
 
 
 def endpoint() -> str:
@@ -15,11 +19,16 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
+def shown_host(url: str) -> str:
+    """HOST:PORT of an address, which may be shown: no user, no password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
 def has_token() -> bool:
     """True where the hub can know who asks."""
-    from huggingface_hub import get_token
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    return bool(get_token())
+    return "authorization" in build_hf_headers()
 
 
 @contextmanager
@@ -27,26 +36,48 @@ def explained(repo: str, revision: str = "") -> Iterator[None]:
     """Turn what the hub refuses, what the network does and damaged answers into a ModelError."""
     try:
         yield
-    except LlamakeError:
+    except (LlamakeError, process.Stopped):
         raise
     except Exception as error:
         raise explain(error, repo, revision) from None
 
 
 def explain(error: Exception, repo: str, revision: str = "") -> LlamakeError:
-    """What happened, why, and what to do; without the token and without signed addresses."""
-    import httpx2
+    """What happened, why, and what to do; without the token and without signed addresses.
+
+    `repo` is `org/name`, or the address of a file outside of any hub.
+    """
     from huggingface_hub import errors
 
-    host = endpoint().partition("://")[2]
-    login = "set HF_TOKEN or run 'hf auth login'"
-    response = getattr(error, "response", None)
-    status = response.status_code if response is not None else 0
     if isinstance(error, errors.OfflineModeIsEnabled):
         return unresolved(repo, "HF_HUB_OFFLINE forbids asking the hub")
+    response = getattr(error, "response", None)
+    if response is None:
+        return _unanswered(error, repo, repo if "://" in repo else endpoint())
+    if "://" in repo:
+        return ModelError(
+            f"{repo} cannot be had",
+            f"{shown_host(repo)} answers {_status(response)}",
+            "check the address; a file for which one must log in has to be downloaded by hand",
+        )
+    return _refused(error, response, repo, revision)
+
+
+def _refused(error: Exception, response: Any, repo: str, revision: str) -> ModelError:
+    """What the hub's answer with an error means."""
+    from huggingface_hub import errors
+
+    host, status, token = shown_host(endpoint()), response.status_code, has_token()
+    login = "set HF_TOKEN or run 'hf auth login'"
+    if token and (status == 401 or "Invalid credentials" in _said(response)):
+        return ModelError(
+            f"{host} does not accept your token",
+            "the token is wrong, or it expired",
+            f"make a new one at {endpoint()}/settings/tokens, then {login}",
+        )
     if isinstance(error, errors.GatedRepoError):
         terms = f"accept its terms at {endpoint()}/{repo}"
-        if status == 401 or not has_token():
+        if not token:
             return ModelError(
                 f"{repo} is gated",
                 "only those who accepted its terms may have it, and no token says who asks",
@@ -57,19 +88,13 @@ def explain(error: Exception, repo: str, revision: str = "") -> LlamakeError:
             "your token's account was not let in",
             f"{terms} with that account, and wait for its owner where they approve by hand",
         )
-    if "Invalid credentials" in _said(response) or (status == 401 and has_token()):
-        return ModelError(
-            f"{host} does not accept your token",
-            "it is wrong, or it expired",
-            f"make a new one at {endpoint()}/settings/tokens, then {login}",
-        )
     if isinstance(error, errors.RevisionNotFoundError):
         return ModelError(
             f"{repo} has no revision '{revision}'",
             "it is no branch, tag or commit of it",
             f"see {endpoint()}/{repo}/tree/main",
         )
-    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+    if isinstance(error, errors.RepositoryNotFoundError):
         if status == 401:
             return ModelError(
                 f"{repo} is private, or does not exist",
@@ -78,7 +103,7 @@ def explain(error: Exception, repo: str, revision: str = "") -> LlamakeError:
             )
         return ModelError(
             f"{repo} does not exist on {host}",
-            "or your token's account may not see it" if has_token() else "",
+            "or your token's account may not see it" if token else "",
             f"check the spelling at {endpoint()}/models?search={repo.rpartition('/')[2]}",
         )
     if isinstance(error, errors.EntryNotFoundError):
@@ -87,21 +112,39 @@ def explain(error: Exception, repo: str, revision: str = "") -> LlamakeError:
         )
     if isinstance(error, errors.DisabledRepoError):
         return ModelError(f"{repo} was disabled by {host}", fix="choose another model")
-    if status:
-        why = f"it answered {status}"
-        if status == 429:
-            return ModelError(f"{host} wants fewer requests", why, f"wait a while, or {login}")
-        return ModelError(f"{host} does not give {repo}", why, "try again later")
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+    why = f"{host} answers {_status(response)}"
+    if status == 429:
+        wait = retry_after(response.headers)
+        asked = f", and asks to wait {console.duration(wait)}" if wait else ""
+        return ModelError(f"{host} wants fewer requests", why + asked, f"do so, or {login}")
+    if status in (401, 403):
+        right = f"give your token the right to read it at {endpoint()}/settings/tokens"
         return ModelError(
-            f"{host} could not be trusted",
-            "its certificate is signed by an unknown authority",
-            "name your company's in SSL_CERT_FILE (a PEM file)",
+            f"{repo} may not be read", why, f"{right if token else login}; or a proxy forbids it"
         )
+    return ModelError(f"{host} does not give {repo}", why, "try again later")
+
+
+def _unanswered(error: Exception, repo: str, asked: str) -> ModelError:
+    """What it means that there is no answer from the address that was asked, or none to use."""
+    import httpx2
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.HFValidationError):
+        return ModelError(f"'{repo}' is no name of a repository", _reason(error))
+    host = shown_host(asked)
+    if isinstance(error, (httpx2.UnsupportedProtocol, httpx2.InvalidURL)):
+        name = "HF_ENDPOINT" if asked == endpoint() else "the address"
+        return ModelError(
+            f"{name} cannot be asked", _reason(error), "name one as https://hub.example.com"
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return distrusted(host, str(error))
     if isinstance(error, (httpx2.TransportError, OSError)):
+        through = f" (through the proxy {proxy})" if (proxy := _proxy(asked)) else ""
         return ModelError(
             f"{host} cannot be reached",
-            _reason(error),
+            _reason(error) + through,
             "check the network; HTTPS_PROXY and HF_ENDPOINT name a proxy and a mirror",
         )
     return ModelError(
@@ -109,6 +152,33 @@ def explain(error: Exception, repo: str, revision: str = "") -> LlamakeError:
         _reason(error),
         "try again; check what HF_ENDPOINT and HTTPS_PROXY name",
     )
+
+
+def distrusted(host: str, error: str) -> ModelError:
+    """The error where a server's certificate is not accepted, from what OpenSSL says."""
+    what = f"{host} could not be trusted"
+    if "expired" in error or "not yet valid" in error:
+        why = "its certificate is not valid now"
+        return ModelError(what, why, "check this machine's clock; else its owner must renew it")
+    if "mismatch" in error:
+        why = "its certificate is another server's"
+        return ModelError(what, why, "check what HF_ENDPOINT, HTTPS_PROXY and the DNS name")
+    return ModelError(
+        what,
+        "its certificate is signed by an unknown authority",
+        "name your company's in SSL_CERT_FILE (a PEM file)",
+    )
+
+
+def _proxy(asked: str) -> str:
+    """HOST:PORT of the proxy that the environment names for an address, '' for none."""
+    from urllib.request import getproxies, proxy_bypass
+
+    found = getproxies()
+    proxy = found.get(urlsplit(asked).scheme) or found.get("all") or ""
+    if not proxy or proxy_bypass(shown_host(asked)):
+        return ""
+    return shown_host(proxy if "://" in proxy else f"http://{proxy}")
 
 
 def unresolved(repo: str, why: str) -> ModelError:
@@ -119,7 +189,11 @@ def unresolved(repo: str, why: str) -> ModelError:
 
 
 def _said(response: Any) -> str:
-    return str(response.headers.get("X-Error-Message", "")) if response is not None else ""
+    return str(response.headers.get("X-Error-Message", ""))
+
+
+def _status(response: Any) -> str:
+    return f"{response.status_code} {response.reason_phrase}".strip()
 
 
 def _reason(error: Exception) -> str:

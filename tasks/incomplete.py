@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import hashlib
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks import console, files, ranges
+from tasks import files, ranges
 from tasks.errors import ModelError, StorageError
 from tasks.files import FileSum
 
 _CHUNK = 1 << 20
-_FICLONE = 0x40049409
-"""Linux: let a new file share the other's blocks."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,8 @@ class Wanted:
     """Looked at where there is no sha256: sha1 of `blob <size>\\0` and the content."""
     label: str = ""
     """Its name in messages."""
+    anew: bool = False
+    """Download it even where the target is right: the user asked for that."""
 
     @property
     def name(self) -> str:
@@ -52,6 +51,7 @@ class Digest:
 
     def __init__(self, wanted: Wanted, size: int) -> None:
         self._wanted = wanted
+        self.size = size
         self._sha256 = hashlib.sha256()
         self._git = hashlib.sha1(b"blob %d\0" % size)
         self._by_git = bool(wanted.git_sha1 and not wanted.sha256)
@@ -149,6 +149,12 @@ class Incomplete:
             self._log.close()
             self._log = None
 
+    def discard(self) -> None:
+        """Nothing of it is needed: the target is there."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
+
     def refuse(self, digest: Digest) -> ModelError:
         """Keep a file of a wrong checksum aside, one for each target; the error that says so."""
         self.close()
@@ -191,6 +197,14 @@ class Incomplete:
         return stat.st_size if blocks is None else min(stat.st_size, blocks * 512)
 
 
+def write(sink: RawIOBase, data: bytes) -> int:
+    """Write all of it; its length."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[sink.write(rest) or 0 :]
+    return len(data)
+
+
 def check_room(wanted: Sequence[Wanted]) -> None:
     """StorageError where these files do not fit on their disks."""
     disks: dict[int, tuple[Path, list[Wanted]]] = {}
@@ -208,113 +222,3 @@ def check_room(wanted: Sequence[Wanted]) -> None:
                 f"{files.human_size(free)} are free in {folder}",
                 "free some space, choose another disk with models-dir=, or a smaller quantization=",
             )
-
-
-@contextlib.contextmanager
-def alone(wanted: Wanted, who: str, wait: Callable[[], None]) -> Iterator[None]:
-    """Hold the target's lock; `wait` is called between tries, and may raise."""
-    import filelock
-
-    target = wanted.target
-    lock = filelock.FileLock(target.with_name(f".{target.name}.lock"))
-    told = False
-    while True:
-        try:
-            lock.acquire(timeout=0)
-            break
-        except filelock.Timeout:
-            if not told:
-                console.say(who, f"{wanted.name}: waiting for another process that downloads it")
-            told = True
-            wait()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def standing(wanted: Wanted, who: str, check: Callable[[], None]) -> FileSum | None:
-    """The target's checksum where it is there and right; else it is moved aside, its lock held."""
-    target = wanted.target
-    if not os.path.lexists(target):
-        return None
-    mark = "other"
-    if target.is_file():
-        digest, known = read(target, wanted, check)
-        if digest.matches and wanted.size in (None, known.size):
-            return known
-        mark = digest.sha256[:8]
-    aside = target.with_name(f"{target.name}.{mark}.replaced")
-    os.replace(target, aside)
-    console.say(who, f"{wanted.name} is not what it should be: moved to {aside.name}")
-    return None
-
-
-def reuse(
-    candidates: Sequence[Path], wanted: Wanted, who: str, check: Callable[[], None]
-) -> FileSum | None:
-    """Make the first candidate with the wanted content the target; None where none has it.
-
-    The target's lock must be held, and the target must not exist.
-    """
-    if not wanted.expected:
-        return None
-    for candidate in candidates:
-        try:
-            source = candidate.resolve(strict=True)
-            if not source.is_file() or wanted.size not in (None, source.stat().st_size):
-                continue
-            digest, known = read(source, wanted, check)
-        except OSError:  # Another user's, or gone meanwhile.
-            continue
-        if digest.matches and (adopted := _adopt(source, known, wanted, check)):
-            console.say(who, f"{wanted.name} was there already: {candidate}")
-            return adopted
-    return None
-
-
-def _adopt(
-    source: Path, known: FileSum, wanted: Wanted, check: Callable[[], None]
-) -> FileSum | None:
-    target = wanted.target
-    partial = target.with_name(f".{target.name}.{os.getpid()}{files.PARTIAL}")
-    files.remove(partial)
-    try:
-        linked = _link(source, partial)
-        if linked:
-            adopted = known
-            if not known.vouched_by(partial.stat()):
-                return None
-        else:
-            if not _clone(source, partial):
-                shutil.copyfile(source, partial)
-            digest, adopted = read(partial, wanted, check)
-            if not digest.matches:
-                return None
-            with open(partial, "rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(partial, target)
-        return adopted
-    finally:
-        files.remove(partial)
-
-
-def _link(source: Path, to: Path) -> bool:
-    try:
-        os.link(source, to)
-    except OSError:  # Another disk, a file system without links, a file of somebody else.
-        return False
-    return True
-
-
-def _clone(source: Path, to: Path) -> bool:
-    if sys.platform != "linux":
-        return False
-    import fcntl
-
-    with open(source, "rb") as old, open(to, "wb") as new:
-        try:
-            fcntl.ioctl(new.fileno(), _FICLONE, old.fileno())
-        except OSError:
-            return False
-    return True

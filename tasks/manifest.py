@@ -188,12 +188,14 @@ def _decode(data: Any) -> Manifest:
         str(key): Choice(**{**entry, "files": tuple(entry["files"])})
         for key, entry in data["choices"].items()
     }
+    asked = dict(data["asked"])
+    numbers = [file.size for file in found] + [one.when for one in choices.values()]
+    if not all(isinstance(number, int) for number in (*numbers, *asked.values())):
+        raise ValueError("a number that is none")
     names = {file.name for file in found}
-    for file in found:
-        if not isinstance(file.size, int):
-            raise ValueError("a size that is no number")
-        files.inside(Path(), file.name)
+    for name in names:
+        files.inside(Path(), name)
     for choice in choices.values():
         if not choice.files or not names.issuperset(choice.names):
             raise ValueError("a choice of files that are not there")
-    return Manifest(str(data["repo"]), str(data["commit"]), found, dict(data["asked"]), choices)
+    return Manifest(str(data["repo"]), str(data["commit"]), found, asked, choices)

@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from tasks.errors import ModelError
 from tasks.incomplete import Wanted
+from tasks.transfer_errors import host, refused, unexpected
 
 if TYPE_CHECKING:
     import httpx2
@@ -65,11 +66,6 @@ class Answer:
     """What names this version of the file (a strong ETag or a date), '' where nothing does."""
 
 
-def host(url: str) -> str:
-    """The part of a URL that may be shown: no path, no query, no user."""
-    return urlsplit(url).netloc.rpartition("@")[2]
-
-
 @contextmanager
 def ask(
     client: httpx2.Client,
@@ -110,11 +106,7 @@ def ask(
             return
         finally:
             response.close()
-    raise ModelError(
-        f"{wanted.name} cannot be downloaded",
-        f"{host(wanted.url)} redirects in circles",
-        "check the address, HF_ENDPOINT and HTTPS_PROXY",
-    )
+    raise refused(wanted, f"{host(wanted.url)} redirects in circles")
 
 
 def _for_origin(headers: Mapping[str, str], home: str, url: str) -> dict[str, str]:
@@ -140,12 +132,12 @@ def transient(wanted: Wanted, url: str) -> Iterator[None]:
         yield
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
         why = f"an address of {name or 'no host'} is none that can be asked"
-        raise ModelError(f"{wanted.name} cannot be downloaded", why, "check the address") from error
+        raise refused(wanted, why) from error
     except httpx2.ConnectTimeout:
         raise Unsteady(f"{name} did not answer within {CONNECT_S:.0f} s") from None
     except httpx2.TimeoutException:
         raise Unsteady(f"{name} sent nothing for {SILENCE_S:.0f} s") from None
-    except httpx2.TransportError as error:
+    except (httpx2.TransportError, httpx2.DecodingError) as error:
         text = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in text:
             raise ModelError(
@@ -176,13 +168,11 @@ def _judge(
     if status in _PASSING:
         _refuse_long_wait(wait := retry_after(headers), wanted, name)
         raise Unsteady(f"{name} answers {_status(response)}", wait, busy=status in (429, 503))
+    if status == 416 and headers.get("content-range", "") == "bytes */0":
+        raise NoRanges  # It is empty, and no range is in it.
     if status == 416:
         own_range = f"{span[0]} to {span[1] - 1}" if span else "0 and on"
-        raise ModelError(
-            f"{wanted.name} is not what was expected",
-            f"{name} does not have the bytes {own_range} of it",
-            "add refresh=yes: it may have changed",
-        )
+        raise unexpected(wanted, url, f"does not have the bytes {own_range} of it")
     at_home = _origin(url) == _origin(wanted.url)
     if not at_home and status in _EXPIRED:
         raise Expired(f"{name} answers {_status(response)}")
@@ -195,22 +185,15 @@ def _judge(
         raise NeedsXet
     if at_home and is_hub(wanted.url):
         _raise_as_hub(response, wanted)
-    raise ModelError(
-        f"{wanted.name} cannot be downloaded",
-        f"{name} answers {_status(response)}",
-        "check the address; a proxy or firewall may be in between",
-    )
+    raise refused(wanted, f"{name} answers {_status(response)}")
 
 
 def _part(response: httpx2.Response, wanted: Wanted, url: str, span: tuple[int, int]) -> Answer:
     header = response.headers.get("content-range", "")
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", header.strip())
     if not match or int(match[1]) != span[0] or int(match[2]) >= span[1]:
-        raise ModelError(
-            f"{wanted.name} cannot be downloaded",
-            f"{host(url)} sends another part than was asked for ('{header[:60]}')",
-            "a proxy or mirror in between is broken: check HTTPS_PROXY and HF_ENDPOINT",
-        )
+        why = f"sends another part of it than was asked for ('{header[:60]}')"
+        raise unexpected(wanted, url, why)
     etag = response.headers.get("etag", "")
     validator = etag if etag.startswith('"') else response.headers.get("last-modified", "")
     total = None if match[3] == "*" else int(match[3])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tasks import choice, files, hub, machine, manifest, memory
+from tasks.checkpoint import checkpoint_files
 from tasks.errors import ModelError, Refused
 from tasks.fit import Fit
 from tasks.gguf_format import Value
@@ -16,6 +17,7 @@ from tasks.gguf_header import read_prefix
 from tasks.hub_errors import explained, unresolved
 from tasks.layout import Layout
 from tasks.listing import Kind
+from tasks.listing import usable as usable_files
 from tasks.manifest import Choice, Manifest, Pinned, RemoteFile, Request, choice_key
 from tasks.quantization import default_intermediate
 from tasks.reference import Url
@@ -63,6 +65,9 @@ def resolve(
     if made and _same_files(made, listed):
         return made
     found = _again(made, listed) or _choose(listed, request, settings, access, role)
+    if found.kind == "safetensors":
+        may_ask = not barred(settings, access)
+        found = dataclasses.replace(found, intermediate=_type_of(found, listed, known, may_ask))
     if access is not Access.RESOLVE:
         return Pinned(listed, found)
     if not barred(settings, access):
@@ -122,20 +127,27 @@ def _same_files(made: Pinned, listed: Manifest) -> bool:
     """True where nothing of a choice changed upstream, whatever else did."""
     there = {file.name: file for file in listed.files}
     names = made.choice.names
-    if made.choice.kind == "safetensors":
-        # A shard or a tokenizer file may have come on top.
-        names = choice.choose(listed.files, Request(), _no_fit()).names
-        if set(names) != set(made.choice.names):
-            return False
+    # A shard or a tokenizer file may have come on top.
+    if made.choice.kind == "safetensors" and set(_needed(listed)) != set(names):
+        return False
     return all(there.get(name) == made.manifest.file(name) for name in names)
 
 
 def _again(made: Pinned | None, listed: Manifest) -> Choice | None:
-    """The same GGUF files of a newer commit, so that a choice once made stays."""
+    """The same GGUFs, or again the safetensors, of a newer commit: a choice once made stays."""
+    if made and made.choice.kind == "safetensors":
+        names = _needed(listed)
+        return dataclasses.replace(made.choice, files=names) if names else None
     there = {file.name for file in listed.files}
-    if made and made.choice.kind == "gguf" and there.issuperset(made.choice.names):
-        return made.choice
-    return None
+    return made.choice if made and there.issuperset(made.choice.names) else None
+
+
+def _needed(listed: Manifest) -> tuple[str, ...]:
+    """What conversion needs of a repository, whichever GGUFs it holds; () where it cannot be."""
+    try:
+        return checkpoint_files(usable_files(listed.files), listed.repo)
+    except ModelError:
+        return ()
 
 
 def _choose(
@@ -156,15 +168,18 @@ def _choose(
         )
 
     fit = Fit(memory.usable(machine.available_memory()), context_bytes)
-    found = choice.choose(listed.files, request, fit, role=role, repo=listed.repo)
-    if found.kind == "safetensors" and may_ask:
-        weights = next(name for name in found.files if name.endswith(".safetensors"))
-        return dataclasses.replace(found, intermediate=_intermediate(listed, weights))
-    return dataclasses.replace(found, intermediate="f16") if found.kind != "gguf" else found
+    return choice.choose(listed.files, request, fit, role=role, repo=listed.repo)
 
 
-def _no_fit() -> Fit:
-    return Fit(0, lambda file: 0)
+def _type_of(found: Choice, listed: Manifest, known: list[Manifest], may_ask: bool) -> str:
+    """The 16-bit type to convert to; the hub is asked only of weights never looked at."""
+    weights = next(name for name in found.files if name.endswith(".safetensors"))
+    for one in known:
+        for other in one.choices.values():
+            same = weights in other.files and one.file(weights) == listed.file(weights)
+            if same and other.intermediate:
+                return other.intermediate
+    return _intermediate(listed, weights) if may_ask else "f16"
 
 
 def _intermediate(listed: Manifest, name: str) -> str:

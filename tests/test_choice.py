@@ -386,7 +386,7 @@ LISTED = st.builds("{}{}".format, NAMES.map("".join), ENDINGS)
 FILES = st.builds(
     RemoteFile,
     LISTED | st.sampled_from([*BAD_NAMES, *(file.name for file in CHECKPOINT)]) | st.text(),
-    st.integers(-1, 40) | st.integers() | st.none(),  # type: ignore[arg-type]
+    st.integers(-1, 40) | st.integers() | st.none(),
 )
 REQUESTS = st.builds(
     Request,

@@ -7,6 +7,7 @@ import re
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -38,7 +39,7 @@ CACHE_OF_LLAMA_3_8B = 32 * 4096 * 8 * 128 * 2 * 2
 LENGTHS = {"tokenizer.ggml.tokens": 128256, "tokenizer.ggml.merges": 280147}
 
 
-def estimate(context: int | None = 4096, size: int = 0, **changes: Value) -> int:
+def estimate(context: int | None = 4096, size: int = 0, **changes: Any) -> int:
     own = {f"llama.{key}".replace("__", "."): value for key, value in changes.items()}
     return context_bytes({**LLAMA_3_8B, **own}, LENGTHS, context, size)
 
@@ -95,9 +96,19 @@ def zeros(path: Path, heads: int, head: int, inner: int) -> Path:
     return path
 
 
-def logged(program: Path, model: Path, context: int) -> tuple[float, float]:
-    """MiB of the cache and of the compute buffer, as llama-server logs them."""
-    argv = [str(program), "-m", str(model), "-c", str(context), "--no-warmup"]
+def logged(program: Path, model: Path, context: int, batch: int = 512) -> float:
+    """MiB of the cache and of the compute buffer together, as llama-server logs them."""
+    argv = [
+        str(program),
+        "-m",
+        str(model),
+        "-c",
+        str(context),
+        "-ub",
+        str(batch),
+        "--no-warmup",
+        "-v",
+    ]
     argv += ["--port", str(free_port("127.0.0.1")), "--threads", "1"]
     server = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -112,7 +123,9 @@ def logged(program: Path, model: Path, context: int) -> tuple[float, float]:
             cache = cache or re.search(r"kv_cache: size = +([\d.]+) MiB", line)
             compute = compute or re.search(r"compute buffer size = +([\d.]+) MiB", line)
             if cache and compute:
-                return float(cache[1]), float(compute[1])
+                return float(cache[1]) + float(compute[1])
+            if "listening on" in line:
+                break
     finally:
         watchdog.cancel()
         server.kill()
@@ -129,18 +142,20 @@ def test_as_the_real_server_counts(
 ) -> None:
     model = zeros(tmp_path / "a.gguf", heads, head, inner)
     program = next(real_bins.glob("llama-server*"))
-    cache, compute = logged(program, model, context)
     header = read_header(model)
 
-    def estimated(tokens: int) -> float:
-        return context_bytes(header.metadata, header.array_lengths, tokens, 0) / MIB
+    def estimated(tokens: int, batch: int = 512) -> float:
+        lengths = header.array_lengths
+        return context_bytes(header.metadata, lengths, tokens, 0, ubatch=batch) / MIB
 
-    counted = cache + compute
+    counted = logged(program, model, context)
     assert counted < estimated(context) < 1.3 * counted + 70
-    # What grows with the context is to the byte: the cache, and the mask of a batch.
-    cells = -(-context // 256) * 256
-    grown = cells * (2 * 2 * 2 * head * 2 + 512 * 2) / MIB
-    assert estimated(context + 4096) - estimated(context) == pytest.approx(grown * 4096 / cells)
+    # The cache and the mask of a batch are to the byte; the log has two digits.
+    longer = logged(program, model, context + 4096) - counted
+    assert estimated(context + 4096) - estimated(context) == pytest.approx(longer, abs=0.03)
+    # Of what grows with the batch the log leaves out inputs that are converted.
+    larger = counted - logged(program, model, context, 256)
+    assert larger - 0.03 < estimated(context) - estimated(context, 256) < 1.2 * larger + 0.03
 
 
 def test_a_usual_model() -> None:
@@ -180,14 +195,14 @@ def test_the_default_context_is_what_the_server_takes() -> None:
         ),
     ],
 )
-def test_layers_that_differ(changes: dict[str, Value], cache: float) -> None:
+def test_layers_that_differ(changes: dict[str, Any], cache: float) -> None:
     assert estimate(**changes) - estimate() == (cache - 1) * CACHE_OF_LLAMA_3_8B
 
 
 def test_states_and_experts_count() -> None:
-    state = {"ssm__state_size": 128, "ssm__inner_size": 8192, "ssm__conv_kernel": 4}
+    state: dict[str, Any] = {"ssm__state_size": 128, "ssm__inner_size": 8192, "ssm__conv_kernel": 4}
     assert estimate(**state) - estimate() == 32 * 4 * 4 * (128 * 8192 + 3 * 8192)
-    experts = {"expert_used_count": 8, "expert_feed_forward_length": 2048}
+    experts: dict[str, Any] = {"expert_used_count": 8, "expert_feed_forward_length": 2048}
     assert estimate(**experts) > estimate()
 
 
@@ -196,7 +211,8 @@ def test_without_the_essentials_it_is_a_share_of_the_file(key: str) -> None:
     guess = context_bytes({}, {}, 4096, 8 * GB)
     assert 2 * GB < guess < 3 * GB
     assert context_bytes({}, {}, 16384, 8 * GB) > 3 * guess
-    for absurd in (0, -1, 1 << 50, "many", (1, "x"), 1.5):
+    absurdities: tuple[Any, ...] = (0, -1, 1 << 50, "many", (1, "x"), 1.5)
+    for absurd in absurdities:
         assert estimate(size=8 * GB, **{key: absurd}) == guess
     # It is no less than what real models take.
     assert context_bytes({}, {}, 4096, 4_700_000_000) > estimate()

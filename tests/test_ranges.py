@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ def test_spans_are_the_set_of_their_bytes(parts: list[tuple[int, int]], size: in
     there = {byte for start, end in parts for byte in range(start, end)}
     assert made.total == len(there)
     assert {byte for start, end in made for byte in range(start, end)} == there
-    assert all(end < start for (_, end), (start, _) in zip(list(made), list(made)[1:], strict=False))
+    assert all(end < start for (_, end), (start, _) in pairwise(made))
     assert made.prefix == next(byte for byte in range(100) if byte not in there)
     missing = {byte for start, end in made.gaps(size) for byte in range(start, end)}
     assert missing == set(range(size)) - there
@@ -57,7 +59,7 @@ def test_what_is_asked_for_stays_within_the_budget_and_all_arrives_once(
         asked = [(piece.position, piece.end) for piece in plan.asked]
         assert sum(end - start for start, end in asked) <= BUDGET
         taken = sorted([*asked, *plan.safe])
-        assert all(end <= start for (_, end), (start, _) in zip(taken, taken[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(taken))
     assert plan.complete
     assert arrived == missing
 

