@@ -39,6 +39,8 @@ def download_step(pinned: Pinned, model_id: str, layout: Layout, settings: Setti
         anew = record is not None and (record.forgotten or (unsure and not same))
         known = record.outputs if record and same and not anew else {}
         jobs = [_wanted(pinned, file, folder, known, anew) for file in wanted]
+        for job in jobs:
+            _refuse_link(job.target.parent, folder)
         _download(pinned, jobs, layout, settings)
         return {"from": endpoint() if "://" not in name else name}
 
@@ -82,6 +84,15 @@ def _wanted(
         file.name,
         anew,
     )
+
+
+def _refuse_link(place: Path, folder: Path) -> None:
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(
+            f"{place} leads out of the model's folder",
+            "it is a link, and nothing is downloaded to elsewhere",
+            "remove it, or put all models elsewhere with models-dir=",
+        )
 
 
 def _download(pinned: Pinned, jobs: Sequence[Wanted], layout: Layout, settings: Settings) -> None:

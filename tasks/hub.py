@@ -82,7 +82,7 @@ def list_repository(repo: str, revision: str, *, tries: int = TRIES) -> Manifest
     """The files of `org/name` at a revision, with the commit that it is now."""
     from urllib.parse import quote
 
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     with explained(repo, revision):
         validate_repo_id(repo)
@@ -107,7 +107,8 @@ def _parsed(repo: str, text: bytes) -> Manifest:
     entries = answer.get("siblings")
     if not isinstance(entries, list):
         raise ValueError("it lists no files")
-    return Manifest(repo, answer["sha"], tuple(filter(None, map(_remote_file, entries))))
+    found = {file.name: file for file in map(_remote_file, entries) if file}
+    return Manifest(repo, answer["sha"], tuple(found.values()))
 
 
 def _remote_file(entry: Any) -> RemoteFile | None:

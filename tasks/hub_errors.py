@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
-from tasks import console
-from tasks import process
+from tasks import console, process
 from tasks.errors import LlamakeError, ModelError
 from tasks.request import retry_after
 

@@ -164,10 +164,14 @@ class Incomplete:
         aside = target.with_name(f"{target.name}.{digest.sha256[:8]}.mismatch")
         os.replace(self.path, aside)
         self.journal.unlink(missing_ok=True)
+        # Only what a user gives for an address can be wrong itself.
+        on_hub = "/resolve/" in self.wanted.url
+        or_wrong = "" if on_hub else " or sha256= is wrong (refresh=yes forgets it)"
         return ModelError(
             f"{self.wanted.name} was damaged on its way; it is kept as {aside}",
             f"its checksum is {digest.actual[:12]}…, not {self.wanted.expected[:12]}…",
-            "run the same again; if it happens again, a proxy or mirror in between damages files",
+            "run the same again; if it happens again, a proxy or mirror in between damages files"
+            + or_wrong,
         )
 
     def land(self, digest: Digest) -> FileSum:

@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from tasks.settings import Settings
 
@@ -117,6 +118,6 @@ def local_id(folder: Path) -> str:
 def hub_id(repo: str, commit: str) -> str:
     """The id of `org/name` at a commit; of an address, its last part and 8 hex digits of all."""
     if "://" in repo:
-        name = repo.split("?")[0].rstrip("/").rpartition("/")[2]
+        name = unquote(repo.rpartition("/")[2])
         return f"{safe_name(name)}__{hashlib.sha256(repo.encode()).hexdigest()[:8]}"
     return f"{'__'.join(safe_name(part) for part in repo.split('/'))}__{commit[:12]}"

@@ -165,6 +165,7 @@ def update(layout: Layout, manifest: Manifest, change: Callable[[Manifest], Mani
             if before and before.commit == manifest.commit and before.repo == manifest.repo:
                 manifest = dataclasses.replace(manifest, asked=before.asked, choices=before.choices)
             changed = change(manifest)
+            files.sweep(path)
             files.write_text(path, json.dumps(_encode(changed), indent=1) + "\n")
     return changed
 

@@ -61,13 +61,18 @@ def resolve(
     if listed is None:
         if why := barred(settings, access):
             raise unresolved(repo, why)
-        listed = hub.list_repository(repo, revision, tries=1 if access is Access.LOOK else 4)
+        listed = hub.list_repository(repo, revision, tries=_tries(settings, access))
     if made and _same_files(made, listed):
         return made
-    found = _again(made, listed) or _choose(listed, request, settings, access, role)
+    try:
+        found = _again(made, listed) or _choose(listed, request, settings, access, role)
+    except ModelError as error:
+        if listed not in known:
+            raise
+        raise ModelError(error.what, error.why, f"{error.fix}; refresh=yes looks again") from None
     if found.kind == "safetensors":
-        may_ask = not barred(settings, access)
-        found = dataclasses.replace(found, intermediate=_type_of(found, listed, known, may_ask))
+        tries = _tries(settings, access)
+        found = dataclasses.replace(found, intermediate=_type_of(found, listed, known, tries))
     if access is not Access.RESOLVE:
         return Pinned(listed, found)
     if not barred(settings, access):
@@ -109,6 +114,13 @@ def barred(settings: Settings, access: Access) -> str:
     if settings.offline:
         return "offline=yes forbids asking the hub"
     return "HF_HUB_OFFLINE forbids asking the hub" if hub.offline() else ""
+
+
+def _tries(settings: Settings, access: Access) -> int:
+    """How often to ask the hub: 0 where it must not be; who only looks is not kept waiting."""
+    if barred(settings, access):
+        return 0
+    return 1 if access is Access.LOOK else hub.TRIES
 
 
 def _latest(known: list[Manifest], key: str) -> Pinned | None:
@@ -153,15 +165,15 @@ def _needed(listed: Manifest) -> tuple[str, ...]:
 def _choose(
     listed: Manifest, request: Request, settings: Settings, access: Access, role: Kind
 ) -> Choice:
-    may_ask = not barred(settings, access)
+    tries = _tries(settings, access)
 
     def context_bytes(file: RemoteFile) -> int:
         metadata: Mapping[str, Value] = {}
         lengths: Mapping[str, int] = {}
-        if may_ask:
+        if tries:
             with explained(listed.repo, listed.commit):
                 url = hub.file_url(listed.repo, listed.commit, file.name)
-                header = read_prefix(hub.read_start(url, _HEADER_BYTES)[0], file.name)
+                header = read_prefix(hub.read_start(url, _HEADER_BYTES, tries=tries)[0], file.name)
                 metadata, lengths = header.metadata, header.array_lengths
         return memory.context_bytes(
             metadata, lengths, context=settings.ctx_size, file_size=file.size
@@ -171,7 +183,7 @@ def _choose(
     return choice.choose(listed.files, request, fit, role=role, repo=listed.repo)
 
 
-def _type_of(found: Choice, listed: Manifest, known: list[Manifest], may_ask: bool) -> str:
+def _type_of(found: Choice, listed: Manifest, known: list[Manifest], tries: int) -> str:
     """The 16-bit type to convert to; the hub is asked only of weights never looked at."""
     weights = next(name for name in found.files if name.endswith(".safetensors"))
     for one in known:
@@ -179,19 +191,21 @@ def _type_of(found: Choice, listed: Manifest, known: list[Manifest], may_ask: bo
             same = weights in other.files and one.file(weights) == listed.file(weights)
             if same and other.intermediate:
                 return other.intermediate
-    return _intermediate(listed, weights) if may_ask else "f16"
+    if not tries:
+        raise unresolved(listed.repo, "what its weights are must be asked of the hub")
+    return _intermediate(listed, weights, tries)
 
 
-def _intermediate(listed: Manifest, name: str) -> str:
+def _intermediate(listed: Manifest, name: str, tries: int) -> str:
     """The 16-bit type for the tensor types that a safetensors file's header names."""
     url = hub.file_url(listed.repo, listed.commit, name)
     with explained(listed.repo, listed.commit):
-        start, _ = hub.read_start(url, _HEADER_BYTES)
+        start, _ = hub.read_start(url, _HEADER_BYTES, tries=tries)
         length = int.from_bytes(start[:8], "little")
         if length > min(_MOST_HEADER_BYTES, listed.file(name).size):
             raise ValueError(f"{name} is not a safetensors file")
         if length > len(start) - 8:
-            start, _ = hub.read_start(url, 8 + length)
+            start, _ = hub.read_start(url, 8 + length, tries=tries)
         header = json.loads(start[8 : 8 + length])
         tensors = [entry for key, entry in header.items() if key != "__metadata__"]
         return default_intermediate({str(entry["dtype"]) for entry in tensors})
@@ -215,16 +229,16 @@ def resolve_url(url: Url, layout: Layout, settings: Settings, access: Access) ->
     else:
         if why := barred(settings, access):
             raise unresolved(url.shown, why)
-        found = _look_at(url, settings.sha256 or "")
+        found = _look_at(url, settings.sha256 or "", _tries(settings, access))
     pinned = Pinned(found, Choice("gguf", (url.name,)))
     if access is Access.RESOLVE:
         pinned = keep(layout, found, key, key, pinned.choice, known)
     return dataclasses.replace(pinned, url=url.url)
 
 
-def _look_at(url: Url, sha256: str) -> Manifest:
+def _look_at(url: Url, sha256: str, tries: int) -> Manifest:
     with explained(url.shown):
-        start, answer = hub.read_start(url.url, 4)
+        start, answer = hub.read_start(url.url, 4, tries=tries)
     if start != b"GGUF":
         raise ModelError(
             f"{url.shown} is not a GGUF file",

@@ -79,6 +79,7 @@ def update(path: Path, change: Callable[[State], State]) -> None:
         if state is None:
             os.replace(path, path.with_name(f"{path.name}.damaged"))
         changed = _encode(change(state or State()))
+        files.sweep(path)
         files.write_text(path, json.dumps(changed, indent=1, sort_keys=True) + "\n")
 
 

@@ -26,7 +26,7 @@ class HubProject(Project):
     """A project whose doit asks `hub`; `sample` is a GGUF that the tiny programs take."""
 
     hub: Hub = field(kw_only=True)
-    sample: bytes = field(kw_only=True)
+    sample: bytes = field(kw_only=True, repr=False)
     uploads: int = 0
 
     def content(self, label: str, layers: int = 1) -> bytes:
@@ -40,9 +40,9 @@ class HubProject(Project):
         """Files of a repository that holds one model in these types."""
         return {f"name-{label}.gguf": self.content(label) for label in labels}
 
-    def safetensors(self, seed: int = 0, **config: str) -> dict[str, bytes]:
+    def safetensors(self, dtype: str = "F16", **config: object) -> dict[str, bytes]:
         """Files of a checkpoint; `config` are keys of its config.json."""
-        folder = make_checkpoint(self._upload_folder(), seed)
+        folder = make_checkpoint(self._upload_folder(), dtype=dtype)
         found = {path.name: path.read_bytes() for path in folder.iterdir()}
         edited = {**json.loads(found["config.json"]), **config}
         return {**found, "config.json": json.dumps(edited).encode()}

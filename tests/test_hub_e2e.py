@@ -25,6 +25,8 @@ from test_e2e import ask, known_share
 from test_minilm import SENTENCES, embed
 from test_minilm import minilm as minilm
 
+from tasks.arguments import speculation
+from tasks.gguf_header import read_header
 from tasks.layout import executable
 
 DEMO = ROOT / "models" / "demo"
@@ -327,6 +329,28 @@ def test_a_draft_model_drafts(
     assert Path(rows["draft model"]).name == "demo-Q8_0.gguf"
     # Of the same model, so much of what it drafts is right.
     assert answer["timings"]["draft_n_accepted"] > 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "own_layers", "wanted"),
+    [
+        ("llama", 0, "draft-simple"),
+        ("eagle3", 0, "draft-eagle3"),
+        # What llama-server sees itself.
+        ("dflash", 0, ""),
+        ("glm4moe", 1, ""),
+    ],
+)
+def test_how_a_draft_model_drafts(
+    tmp_path: Path, architecture: str, own_layers: int, wanted: str
+) -> None:
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "draft.gguf", architecture)
+    writer.add_uint32(f"{architecture}.nextn_predict_layers", own_layers)
+    writer.add_tensor("token_embd.weight", random(4, 32))
+    write(writer)
+    assert speculation(read_header(tmp_path / "draft.gguf")) == wanted
 
 
 def projector(path: Path) -> Path:

@@ -119,7 +119,7 @@ def test_ten_kills_of_a_gibibyte_cost_little(killed: Killed) -> None:
     size = big.stat().st_size
     hub.fault("rate", where="cdn", bytes_per_s=16 * MIB)
     # The last one leaves enough to be still at work when it comes.
-    for moment in killed.moments(10, size - 128 * MIB):
+    for moment in killed.moments(10, size - 256 * MIB):
         killed.kill_at(moment)
         assert not killed.there()
     assert killed.kills == 10
@@ -206,32 +206,40 @@ def test_kills_among_many_files_lose_none_that_was_there(killed: Killed) -> None
 
 @pytest.mark.long
 def test_fifty_kills_of_the_whole_graph(killed: Killed, tools: Tools) -> None:
-    """Build, download, convert, quantize: at random times, and never a doubt about what is made."""
-    killed.source.rmdir()
+    """Build, download, convert, quantize: at random times, and never a doubt about what is made.
+
+    What all of it has survived is thrown away, and made once more.
+    """
     make_checkpoint(killed.source)
-    padding = random.randbytes(64 * MIB).hex()
-    (killed.source / "padding.txt").write_text(padding)
+    (killed.source / "padding.txt").write_text(random.randbytes(64 * MIB).hex())
     killed.hub.add("org/model", killed.source)
     killed.hub.fault("rate", where="cdn", bytes_per_s=16 * MIB)
-    folder = killed.project.folder
+    folder, environment = killed.project.folder, killed.project.env
     clean = own_tools(tools, folder / "clean")
-    clean.env = killed.project.env
+    clean.env = environment
+    begun = time.monotonic()
     clean.doit("prepare", MODEL)
+    took = time.monotonic() - begun
     cost = killed.hub.bytes_sent
-
-    killed.project = own_tools(tools, folder / "killed")
-    killed.project.env = clean.env
-    for _ in range(50):
-        end = time.monotonic() + killed.draw.uniform(0, 3)
-        killed.kill(lambda _, end=end: time.monotonic() > end, "prepare")  # type: ignore[misc]
-    assert killed.kills
-    killed.finish("prepare")
-    assert killed.hub.bytes_sent <= 2 * cost + killed.kills * A_KILL
-    assert killed.project.pending(MODEL) == set()
-    made, wanted = (
-        {path.name: path.read_bytes() for path in one.models.glob("gguf/*/*.gguf")}
-        for one in (killed.project, clean)
-    )
-    assert made == wanted
-    clean.close()
-    killed.project.close()
+    rounds = 0
+    while killed.kills < 50:
+        rounds += 1
+        kills, sent = killed.kills, killed.hub.bytes_sent
+        killed.project = own_tools(tools, folder / f"round-{rounds}")
+        killed.project.env = environment
+        for _ in range(12):
+            end = time.monotonic() + killed.draw.uniform(0, took)
+            killed.kill(lambda _, end=end: time.monotonic() > end, "prepare")  # type: ignore[misc]
+        killed.finish("prepare")
+        assert killed.project.pending(MODEL) == set()
+        kills = killed.kills - kills
+        print(f"round {rounds}: {kills} kills")
+        # What is downloaded to choose (the start of a file) comes on top, each time.
+        assert killed.hub.bytes_sent - sent <= cost + kills * (A_KILL + MIB)
+        made, wanted = (
+            {path.name: path.read_bytes() for path in one.models.glob("gguf/*/*.gguf")}
+            for one in (killed.project, clean)
+        )
+        assert len(made) == 2
+        assert made == wanted
+        shutil.rmtree(killed.project.folder)

@@ -128,7 +128,7 @@ def test_requests_that_mean_the_same_have_one_key() -> None:
 def test_ids_are_folder_names() -> None:
     assert hub_id("org/Name-1.5B_x", COMMIT) == "org__Name-1.5B_x__0123456789ab"
     address = hub_id("https://host/a/b%20c.gguf", "etag")
-    assert address.startswith("b_20c.gguf__")
+    assert address.startswith("b_c.gguf__")
     assert address != hub_id("https://host/b/b%20c.gguf", "etag")
 
 
