@@ -8,7 +8,7 @@ from pathlib import Path
 from tasks import files, hub, manifest, transfer
 from tasks.errors import ModelError
 from tasks.files import FileSum, human_size
-from tasks.hub_errors import endpoint, explained
+from tasks.hub_errors import explained, shown_endpoint
 from tasks.incomplete import Wanted
 from tasks.layout import Layout
 from tasks.manifest import Pinned, RemoteFile
@@ -42,7 +42,7 @@ def download_step(pinned: Pinned, model_id: str, layout: Layout, settings: Setti
         for job in jobs:
             _refuse_link(job.target.parent, folder)
         _download(pinned, jobs, layout, settings)
-        return {"from": endpoint() if "://" not in name else name}
+        return {"from": shown_endpoint() if "://" not in name else name}
 
     step = Step(
         "download",

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 from tasks import console
 from tasks.errors import ModelError
-from tasks.hub_errors import endpoint, explained, shown_host
+from tasks.hub_errors import endpoint, explained
 from tasks.manifest import Manifest, RemoteFile
 from tasks.request import retry_after
+from tasks.transfer_errors import host_of
 
 DEFAULT_REVISION = "main"
 TRIES = 4
@@ -126,6 +127,8 @@ def _remote_file(entry: Any) -> RemoteFile | None:
         raise ValueError(f"it lists {name!r} with a size of {size!r}")
     if (lfs and not _is_hex(sha256, 64)) or (sha1 and not _is_hex(sha1, 40)):
         raise ValueError(f"it lists {name!r} with a checksum that is none")
+    if not sha256 and not sha1:
+        raise ValueError(f"it lists {name!r} without a checksum")
     return RemoteFile(name, size, sha256, sha1)
 
 
@@ -200,7 +203,7 @@ def patiently(ask: Callable[[], _T], tries: int = TRIES) -> _T:
                 raise
             if wait > 1:
                 text = f"answers {answer.status_code}: waiting {console.duration(wait)}, as it asks"
-                console.say("model", f"{shown_host(str(answer.url))} {text}")
+                console.say("model", f"{host_of(str(answer.url))} {text}")
         except httpx2.TransportError as error:
             slow = isinstance(error, httpx2.TimeoutException) and attempt >= _TRIES_IN_SILENCE
             if attempt == tries or slow or _is_final(error):

@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from tasks import console, process
 from tasks.errors import LlamakeError, ModelError
 from tasks.request import retry_after
+from tasks.transfer_errors import distrusted, host_of
 
 
 def endpoint() -> str:
@@ -18,9 +19,10 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
 
 
-def shown_host(url: str) -> str:
-    """HOST:PORT of an address, which may be shown: no user, no password."""
-    return urlsplit(url).netloc.rpartition("@")[2]
+def shown_endpoint() -> str:
+    """The hub's address without a user and a password."""
+    parts = urlsplit(endpoint())
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def has_token() -> bool:
@@ -56,7 +58,7 @@ def explain(error: Exception, repo: str, revision: str = "") -> LlamakeError:
     if "://" in repo:
         return ModelError(
             f"{repo} cannot be had",
-            f"{shown_host(repo)} answers {_status(response)}",
+            f"{host_of(repo)} answers {_status(response)}",
             "check the address; a file for which one must log in has to be downloaded by hand",
         )
     return _refused(error, response, repo, revision)
@@ -66,16 +68,16 @@ def _refused(error: Exception, response: Any, repo: str, revision: str) -> Model
     """What the hub's answer with an error means."""
     from huggingface_hub import errors
 
-    host, status, token = shown_host(endpoint()), response.status_code, has_token()
+    host, status, token = host_of(endpoint()), response.status_code, has_token()
     login = "set HF_TOKEN or run 'hf auth login'"
     if token and (status == 401 or "Invalid credentials" in _said(response)):
         return ModelError(
             f"{host} does not accept your token",
             "the token is wrong, or it expired",
-            f"make a new one at {endpoint()}/settings/tokens, then {login}",
+            f"make a new one at {shown_endpoint()}/settings/tokens, then {login}",
         )
     if isinstance(error, errors.GatedRepoError):
-        terms = f"accept its terms at {endpoint()}/{repo}"
+        terms = f"accept its terms at {shown_endpoint()}/{repo}"
         if not token:
             return ModelError(
                 f"{repo} is gated",
@@ -91,7 +93,7 @@ def _refused(error: Exception, response: Any, repo: str, revision: str) -> Model
         return ModelError(
             f"{repo} has no revision '{revision}'",
             "it is no branch, tag or commit of it",
-            f"see {endpoint()}/{repo}/tree/main",
+            f"see {shown_endpoint()}/{repo}/tree/main",
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         if status == 401:
@@ -103,7 +105,7 @@ def _refused(error: Exception, response: Any, repo: str, revision: str) -> Model
         return ModelError(
             f"{repo} does not exist on {host}",
             "or your token's account may not see it" if token else "",
-            f"check the spelling at {endpoint()}/models?search={repo.rpartition('/')[2]}",
+            f"check the spelling at {shown_endpoint()}/models?search={repo.rpartition('/')[2]}",
         )
     if isinstance(error, errors.EntryNotFoundError):
         return ModelError(
@@ -117,7 +119,7 @@ def _refused(error: Exception, response: Any, repo: str, revision: str) -> Model
         asked = f", and asks to wait {console.duration(wait)}" if wait else ""
         return ModelError(f"{host} wants fewer requests", why + asked, f"do so, or {login}")
     if status in (401, 403):
-        right = f"give your token the right to read it at {endpoint()}/settings/tokens"
+        right = f"give your token the right to read it at {shown_endpoint()}/settings/tokens"
         return ModelError(
             f"{repo} may not be read", why, f"{right if token else login}; or a proxy forbids it"
         )
@@ -131,7 +133,7 @@ def _unanswered(error: Exception, repo: str, asked: str) -> ModelError:
 
     if isinstance(error, errors.HFValidationError):
         return ModelError(f"'{repo}' is no name of a repository", _reason(error))
-    host = shown_host(asked)
+    host = host_of(asked)
     if isinstance(error, (httpx2.UnsupportedProtocol, httpx2.InvalidURL)):
         name = "HF_ENDPOINT" if asked == endpoint() else "the address"
         return ModelError(
@@ -153,31 +155,15 @@ def _unanswered(error: Exception, repo: str, asked: str) -> ModelError:
     )
 
 
-def distrusted(host: str, error: str) -> ModelError:
-    """The error where a server's certificate is not accepted, from what OpenSSL says."""
-    what = f"{host} could not be trusted"
-    if "expired" in error or "not yet valid" in error:
-        why = "its certificate is not valid now"
-        return ModelError(what, why, "check this machine's clock; else its owner must renew it")
-    if "mismatch" in error:
-        why = "its certificate is another server's"
-        return ModelError(what, why, "check what HF_ENDPOINT, HTTPS_PROXY and the DNS name")
-    return ModelError(
-        what,
-        "its certificate is signed by an unknown authority",
-        "name your company's in SSL_CERT_FILE (a PEM file)",
-    )
-
-
 def _proxy(asked: str) -> str:
     """HOST:PORT of the proxy that the environment names for an address, '' for none."""
     from urllib.request import getproxies, proxy_bypass
 
     found = getproxies()
     proxy = found.get(urlsplit(asked).scheme) or found.get("all") or ""
-    if not proxy or proxy_bypass(shown_host(asked)):
+    if not proxy or proxy_bypass(host_of(asked)):
         return ""
-    return shown_host(proxy if "://" in proxy else f"http://{proxy}")
+    return host_of(proxy if "://" in proxy else f"http://{proxy}")
 
 
 def unresolved(repo: str, why: str) -> ModelError:

@@ -237,7 +237,8 @@ def _or_unresolved(
     except ModelError as error:
         if access is Access.RESOLVE:
             raise
-        return Unresolved(name, safe_name(name.replace("/", "__")), error.why or error.what)
+        why = ": ".join(filter(None, (error.what, error.why)))
+        return Unresolved(name, safe_name(name.replace("/", "__")), why)
     return model_of(pinned, layout, quantization)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from tasks.errors import ModelError
 from tasks.incomplete import Wanted
-from tasks.transfer_errors import host, refused, unexpected
+from tasks.transfer_errors import distrusted, host_of, refused, unexpected
 
 if TYPE_CHECKING:
     import httpx2
@@ -106,7 +106,7 @@ def ask(
             return
         finally:
             response.close()
-    raise refused(wanted, f"{host(wanted.url)} redirects in circles")
+    raise refused(wanted, f"{host_of(wanted.url)} redirects in circles")
 
 
 def _for_origin(headers: Mapping[str, str], home: str, url: str) -> dict[str, str]:
@@ -127,7 +127,7 @@ def transient(wanted: Wanted, url: str) -> Iterator[None]:
     """Raise what the network does as Unsteady, unless trying again is in vain."""
     import httpx2
 
-    name = host(url)
+    name = host_of(url)
     try:
         yield
     except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
@@ -140,11 +140,7 @@ def transient(wanted: Wanted, url: str) -> Iterator[None]:
     except (httpx2.TransportError, httpx2.DecodingError) as error:
         text = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in text:
-            raise ModelError(
-                f"{name} could not be trusted",
-                "its certificate is signed by an unknown authority",
-                "name your company's in SSL_CERT_FILE (a PEM file)",
-            ) from None
+            raise distrusted(name, text) from None
         if isinstance(error, (httpx2.ConnectError, httpx2.ProxyError)):
             raise Unsteady(f"no connection to {name}: {text}") from None
         raise Unsteady(f"{name} broke the connection off") from None
@@ -164,7 +160,7 @@ def _judge(
         length = headers.get("content-length", "")
         total = int(length) if length.isdigit() and not encoded else None
         return Answer(response, url, 0, total, total, False, "")
-    name = host(url)
+    name = host_of(url)
     if status in _PASSING:
         _refuse_long_wait(wait := retry_after(headers), wanted, name)
         raise Unsteady(f"{name} answers {_status(response)}", wait, busy=status in (429, 503))

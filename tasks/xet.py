@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from tasks import request
 from tasks.errors import ModelError
 from tasks.incomplete import Incomplete, Wanted
-from tasks.transfer_errors import host
+from tasks.transfer_errors import host_of
 
 
 def demanded(wanted: Wanted) -> bool:
@@ -34,7 +34,7 @@ def download(wanted: Wanted, disk: Incomplete, headers: Mapping[str, str]) -> No
     if data is None:
         raise ModelError(
             f"{wanted.name} cannot be downloaded",
-            f"{host(wanted.url)} gives it neither by HTTP nor by Xet",
+            f"{host_of(wanted.url)} gives it neither by HTTP nor by Xet",
             "try again later, or without HF_ENDPOINT if that names a mirror",
         )
     disk.begin_unjournaled()

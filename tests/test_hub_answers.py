@@ -71,7 +71,7 @@ def test_a_page_where_one_must_log_in(user: User, hub: TimedHub) -> None:
     hub.fault("garbage", where="api", text="<html>")
     said = user.refused("prepare", MODEL)
     assert f"ERROR: {host(hub.endpoint)} gave an answer about {OPEN} that is none" in said
-    assert "unresolved  it is a web page" in user.doit("list", MODEL)
+    assert f"gave an answer about {OPEN} that is none: it is a web page" in user.doit("list", MODEL)
 
 
 def every_file(**changes: Any) -> Callable[[Any], Any]:

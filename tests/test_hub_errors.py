@@ -20,7 +20,8 @@ from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils._validators import validate_repo_id
 
 from tasks.errors import LlamakeError, ModelError, StorageError
-from tasks.hub_errors import distrusted, endpoint, explain, explained, has_token, shown_host
+from tasks.hub_errors import endpoint, explain, explained, has_token, shown_endpoint
+from tasks.transfer_errors import distrusted, host_of
 
 REPO = "org/name"
 URL = f"https://huggingface.co/{REPO}/resolve/main/x.gguf?Signature=s3cret"
@@ -188,5 +189,7 @@ def test_what_is_explained_already_stays_as_it_is() -> None:
         raise httpx2.ConnectError("refused")
 
 
-def test_a_host_is_shown_without_its_user() -> None:
-    assert shown_host("https://me:s3cret@mirror.example:8443/hf?x=1") == "mirror.example:8443"
+def test_a_host_is_shown_without_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host_of("https://me:s3cret@mirror.example:8443/hf?x=1") == "mirror.example:8443"
+    monkeypatch.setenv("HF_ENDPOINT", "https://me:s3cret@mirror.example:8443/hf/")
+    assert shown_endpoint() == "https://mirror.example:8443/hf"
