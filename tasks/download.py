@@ -74,8 +74,11 @@ def _wanted(
     pinned: Pinned, file: RemoteFile, folder: Path, known: Mapping[str, FileSum], anew: bool
 ) -> Wanted:
     made = known.get(file.name)
+    name = pinned.name
+    # Where only the model's id is named, its address is known without what may be secret.
+    address = name if "://" in name else hub.file_url(name, pinned.manifest.commit, file.name)
     return Wanted(
-        pinned.url or hub.file_url(pinned.manifest.repo, pinned.manifest.commit, file.name),
+        pinned.url or address,
         files.inside(folder, file.name),
         file.size or None,
         # Where nobody said what it must be, it must be what it was.

@@ -187,7 +187,8 @@ class Incomplete:
     def missing(self) -> int:
         """Bytes that the disk still has to take, as far as the size is known."""
         size = self.wanted.size or 0
-        if self.wanted.target.is_file() and self.wanted.target.stat().st_size == size:
+        target = self.wanted.target
+        if not self.wanted.anew and target.is_file() and target.stat().st_size == size:
             return 0
         return max(0, size - self.held())
 

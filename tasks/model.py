@@ -205,17 +205,19 @@ def _remote(
             "leave it out",
         )
 
-    def given(key: str, value: str | None, own: str) -> str:
-        # What the reference itself says wins over the environment, but not over the same line.
-        lower = own and settings.origin.get(key) != COMMAND_LINE
-        return "" if lower or not value else value
+    def given(key: str, *instead: str) -> str:
+        # The environment does not contradict what the reference and the command line say.
+        value = getattr(settings, key) or ""
+        return value if settings.origin.get(key) == COMMAND_LINE or not any(instead) else ""
 
+    filename = given("filename", found.filename, found.quantization)
+    file = found.filename or filename
     wanted = reference.combine(
         found,
-        quantization=given("quantization", settings.quantization, found.quantization),
-        revision=given("revision", settings.revision, found.revision),
-        filename=given("filename", settings.filename, found.filename),
-        pattern=settings.pattern or "",
+        quantization=given("quantization", found.quantization, file),
+        revision=given("revision", found.revision),
+        filename=filename,
+        pattern=given("pattern", file),
         mmproj=mmproj,
     )
     return _or_unresolved(

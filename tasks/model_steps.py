@@ -138,10 +138,17 @@ def _as_last_made(settings: Settings, known: state.State) -> Settings:
     return settings
 
 
-def apart(one: Model, model: Model, role: Kind) -> Model:
-    """A companion whose tasks have other names than those of a model from the same place."""
-    if one.id != model.id:
-        return one
-    if isinstance(one, GgufFile):
-        return dataclasses.replace(one, id=f"{one.id}-{role.name.lower()}")
-    raise Refused(f"{one.name} is the model already", fix="name another one beside it")
+def apart(one: Model, others: Sequence[Model], role: Kind) -> Model:
+    """A companion whose tasks have other names than those of the others from the same place."""
+    taken = {other.id for other in others}
+    paths = {other.path for other in others if isinstance(other, GgufFile)}
+    twice = one.path in paths if isinstance(one, GgufFile) else one.id in taken
+    if twice and not isinstance(one, Unresolved):
+        raise Refused(
+            f"{one.name} is named twice",
+            f"as {role.value} it is the very file that is served already",
+            "leave it out, or name another one beside it",
+        )
+    names = (f"{one.id}-{role.name.lower()}{number}" for number in ("", *range(2, len(others) + 2)))
+    free = one.id if one.id not in taken else next(name for name in names if name not in taken)
+    return dataclasses.replace(one, id=free)

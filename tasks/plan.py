@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -167,7 +168,12 @@ def make_plan(
     shared = (vendor_step, build_step, converter_step)
     wanted = [models.resolve_model(settings, layout, here, access)]
     requests = [settings]
-    companions = list(models.companions(settings, layout, here, access))
+    companions: list[tuple[Kind, models.Model]] = []
+    for role, one in models.companions(settings, layout, here, access):
+        served = [wanted[0], *(other for _, other in companions)]
+        companions.append((role, apart(one, served, role)))
+    # How the model is quantized says nothing of what is served along with it.
+    bare = dataclasses.replace(settings, quantization=None, imatrix=None)
     for known, request in other_models(settings, layout, argv):
         if known.id not in {one.id for one in [*wanted, *(one for _, one in companions)]}:
             wanted.append(known)
@@ -186,8 +192,5 @@ def make_plan(
             model_steps(one, request, layout, source, shared)
             for one, request in zip(wanted, requests, strict=True)
         ),
-        tuple(
-            (role, model_steps(apart(one, wanted[0], role), settings, layout, source, shared))
-            for role, one in companions
-        ),
+        tuple((role, model_steps(one, bare, layout, source, shared)) for role, one in companions),
     )

@@ -62,6 +62,8 @@ def resolve(
         if why := barred(settings, access):
             raise unresolved(repo, why)
         listed = hub.list_repository(repo, revision, tries=_tries(settings, access))
+        # What is never downloaded is not kept: by an unsafe name, a manifest counts as damaged.
+        listed = dataclasses.replace(listed, files=tuple(usable_files(listed.files)))
     if made and _same_files(made, listed):
         return made
     try:

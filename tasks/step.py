@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,9 @@ from tasks.state import Json, Record
 
 Task = dict[str, Any]
 """A task as doit wants it."""
+
+_LONGEST_LOCK = 60
+"""Characters of a key in its lock's name, which holds the folder's name as well."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -197,7 +201,10 @@ class Step:
 
     @property
     def _lock(self) -> str:
-        return safe_name(self.key)
+        name = safe_name(self.key)
+        if len(name) <= _LONGEST_LOCK:
+            return name
+        return f"{name[:_LONGEST_LOCK]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     def _known(self, name: str) -> FileSum | None:
         record = self.record

@@ -19,6 +19,7 @@ DOIT_CONFIG = {"backend": "records", "check_file_uptodate": RecordedChecker, "ve
 
 class PLAN:
     check_serve = staticmethod(lambda: None)
+    notes = []
 
 
 def fail(error):
@@ -106,3 +107,18 @@ def test_only_a_steps_own_check_decides(uptodate: bool, tmp_path: Path) -> None:
         }}
     """
     assert ("ran" in run(tmp_path, body, "a")) is not uptodate
+
+
+def test_why_the_model_was_chosen_is_said_before_anything_runs(tmp_path: Path) -> None:
+    body = """
+    PLAN.notes = ["Q5_K_M: 5.7 GB + 1.1 GB context fits 11.2 GB; Q6_K would not"]
+
+    def task_download():
+        return Step("download", "download it", skip="it is here").task()
+    """
+    assert run(tmp_path, body, "download").splitlines() == [
+        "model       Q5_K_M: 5.7 GB + 1.1 GB context fits 11.2 GB; Q6_K would not",
+        "download    it is here",
+    ]
+    body = body.replace("download", "build")
+    assert run(tmp_path, body, "build").splitlines() == ["build       it is here"]

