@@ -10,7 +10,7 @@ from tasks.errors import ModelError
 from tasks.files import FileSum, human_size
 from tasks.hub_errors import explained, shown_endpoint
 from tasks.incomplete import Wanted
-from tasks.layout import Layout
+from tasks.layout import Layout, hub_id
 from tasks.manifest import Pinned, RemoteFile
 from tasks.settings import Settings
 from tasks.state import Json
@@ -129,10 +129,11 @@ def _copies(pinned: Pinned, job: Wanted, layout: Layout) -> Iterator[Path]:
     blob = hub.cached(pinned.manifest.repo, file)
     if blob:
         yield blob
-    for other in manifest.known(layout, pinned.manifest.repo):
-        same = any(one.name == file.name and one.checksum == file.checksum for one in other.files)
-        if same and other.commit != pinned.manifest.commit:
-            for folder in (layout.gguf_folder(other.id), layout.safetensors_folder(other.id)):
-                path = files.inside(folder, file.name)
-                if path.is_file():
-                    yield path
+    known = {other.id: other.files for other in manifest.known(layout, pinned.manifest.repo)}
+    for folder in sorted(layout.models.glob(f"*/{hub_id(pinned.manifest.repo, '')}*")):
+        path = files.inside(folder, file.name)
+        if folder.name == pinned.manifest.id or not path.is_file():
+            continue
+        listed = known.get(folder.name)  # None: the user deleted what was known of it.
+        if listed is None or any(one == file for one in listed):
+            yield path

@@ -18,7 +18,7 @@ from tasks.manifest import RemoteFile
 _MAX_SIZE = 1 << 50
 """Bytes; no file is larger, and sums stay exact."""
 _MAX_NAME = 210
-"""Bytes; of one name in a path: file systems take 255, and what is not complete has a longer one."""
+"""Bytes; of one name in a path. File systems take 255; unfinished files have longer names."""
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.I)
 
 

@@ -190,13 +190,9 @@ def _remote(
             "name a GGUF file, a folder with config.json and *.safetensors, or org/name",
         )
     if isinstance(found, reference.Url):
-        address = found
+        url = found
         return _or_unresolved(
-            lambda: resolve.resolve_url(address, layout, settings, access),
-            found.shown,
-            "",
-            layout,
-            access,
+            lambda: resolve.resolve_url(url, layout, settings, access), url.shown, layout, access
         )
     if settings.sha256:
         raise Refused(
@@ -205,12 +201,13 @@ def _remote(
             "leave it out",
         )
 
-    def given(key: str, *instead: str) -> str:
-        # The environment does not contradict what the reference and the command line say.
-        value = getattr(settings, key) or ""
-        return value if settings.origin.get(key) == COMMAND_LINE or not any(instead) else ""
+    line = {key for key, origin in settings.origin.items() if origin == COMMAND_LINE}
 
-    filename = given("filename", found.filename, found.quantization)
+    def given(key: str, *instead: object) -> str:
+        # The environment does not contradict what the reference and the command line say.
+        return getattr(settings, key) or "" if key in line or not any(instead) else ""
+
+    filename = given("filename", found.filename, found.quantization, "quantization" in line)
     file = found.filename or filename
     wanted = reference.combine(
         found,
@@ -225,14 +222,14 @@ def _remote(
             wanted.repo, wanted.revision, wanted.request, layout, settings, access, role
         ),
         wanted.repo,
-        wanted.request.quantization,
         layout,
         access,
+        wanted.request.quantization,
     )
 
 
 def _or_unresolved(
-    ask: Callable[[], Pinned], name: str, quantization: str, layout: Layout, access: Access
+    ask: Callable[[], Pinned], name: str, layout: Layout, access: Access, quantization: str = ""
 ) -> Model:
     try:
         pinned = ask()

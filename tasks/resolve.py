@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tasks import choice, files, hub, machine, manifest, memory
 from tasks.checkpoint import checkpoint_files
@@ -77,7 +79,8 @@ def resolve(
         found = dataclasses.replace(found, intermediate=_type_of(found, listed, known, tries))
     if access is not Access.RESOLVE:
         return Pinned(listed, found)
-    if not barred(settings, access):
+    tried = any(found.files[0] in one.files for one in listed.choices.values())
+    if not tried and not barred(settings, access):
         hub.check_access(repo, listed.commit, found.files[0])
     return keep(layout, listed, revision, key, found, known)
 
@@ -220,7 +223,10 @@ def resolve_url(url: Url, layout: Layout, settings: Settings, access: Access) ->
     except ValueError as error:
         raise Refused(f"{url.shown} cannot be used", str(error)) from None
     known = manifest.known(layout, url.shown)
-    key = hub.DEFAULT_REVISION
+    query = urlsplit(url.url).query
+    # Another query may be another file, or a new signature for the same: its server tells.
+    digest = hashlib.sha256(query.encode()).hexdigest()[:8]
+    key = f"{hub.DEFAULT_REVISION} {digest}" if query else hub.DEFAULT_REVISION
     made = _latest(known, key)
     refresh = settings.refresh and access is Access.RESOLVE
     if made and not refresh:
@@ -232,6 +238,8 @@ def resolve_url(url: Url, layout: Layout, settings: Settings, access: Access) ->
         if why := barred(settings, access):
             raise unresolved(url.shown, why)
         found = _look_at(url, settings.sha256 or "", _tries(settings, access))
+        if not (refresh or settings.sha256):  # What it must have was said before.
+            found = next((one for one in known if one.commit == found.commit), found)
     pinned = Pinned(found, Choice("gguf", (url.name,)))
     if access is Access.RESOLVE:
         pinned = keep(layout, found, key, key, pinned.choice, known)

@@ -326,10 +326,9 @@ def test_ways_to_name_a_file(several: HubProject) -> None:
 
 
 def test_same_file_by_another_name_is_not_downloaded_again(several: HubProject) -> None:
-    several.hub.reset()
-    assert not ran(several.doit("prepare", MODEL, "pattern=*q5*"))
-    assert not several.hub.asked("api")
-    assert not several.hub.bytes_sent
+    with several.silence():
+        for words in ((MODEL, "pattern=*q5*"), ("model=org/name:q5km",)):
+            assert not ran(several.doit("prepare", *words))
 
 
 _THERE_IS = "there is Q4_K_M (6.2 kB), Q5_K_M (6.2 kB), Q8_0 (6.2 kB)"
@@ -380,6 +379,22 @@ def test_contradictions_are_refused_before_anything_is_asked(
         assert online.doit("prepare", *words, status=3).startswith("ERROR: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "variable", "value"),
+    [
+        (["filename=name-Q8_0.gguf"], "QUANTIZATION", "q4_k_m"),
+        (["filename=name-Q8_0.gguf"], "PATTERN", "*Q4*"),
+        (["quantization=q8_0"], "FILENAME", "name-Q4_K_M.gguf"),
+    ],
+)
+def test_command_line_wins_over_the_environment(
+    several: HubProject, words: list[str], variable: str, value: str
+) -> None:
+    env = {f"LLAMA_SERVER_{variable}": value}
+    said = several.doit("list", MODEL, *words, env=env)
+    assert said.splitlines()[-1].endswith("/name-Q8_0.gguf")
+
+
 def test_local_path_wins_and_says_so(online: HubProject) -> None:
     online.upload(online.quantizations("Q4_K_M"))
     folder = online.checkpoint(REPO)
@@ -428,3 +443,29 @@ def test_address_with_a_checksum(online: HubProject) -> None:
         assert not web.requests
     (path,) = online.models.glob("gguf/*/*.gguf")
     assert path.read_bytes() == content
+
+
+def test_address_by_the_id_of_its_model(online: HubProject) -> None:
+    (online.folder / "x.gguf").write_bytes(online.content("web"))
+    with Hub() as web, online.silence():
+        online.doit("prepare", f"model={web.file(online.folder / 'x.gguf')}")
+        (path,) = online.models.glob("gguf/*/*.gguf")
+        path.unlink()
+        assert ran(online.doit(f"download:{path.parent.name}")) == {"download"}
+    assert path.read_bytes() == online.content("web")
+
+
+def test_address_with_another_query(online: HubProject) -> None:
+    """It may be another file, or the same one by another signature."""
+    file = online.folder / "x.gguf"
+    file.write_bytes(online.content("one"))
+    with Hub() as web:
+        word = f"model={web.file(file)}?"
+        assert ran(online.doit("prepare", f"{word}id=1")) == {"download"}
+        assert not ran(online.doit("prepare", f"{word}id=2"))
+        other = online.folder / "other.gguf"
+        other.write_bytes(online.content("two"))
+        web.file(other, "x.gguf")
+        assert ran(online.doit("prepare", f"{word}id=3")) == {"download"}
+    (path,) = online.models.glob("gguf/*/*.gguf")
+    assert path.read_bytes() == online.content("two")

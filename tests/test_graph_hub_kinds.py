@@ -96,6 +96,20 @@ def test_adapters_from_the_hub_and_from_here(online: HubProject) -> None:
         assert "--lora" not in online.served(MODEL)
 
 
+def test_adapters_of_one_repository(online: HubProject) -> None:
+    online.upload(online.quantizations("Q4_K_M"))
+    adapters = {f"{name}-lora.gguf": online.content(name) for name in ("a", "b")}
+    online.upload(adapters, "org/lora")
+    words = (MODEL, f"lora={','.join(f'org/lora:{name}' for name in adapters)}")
+    argv = online.served(*words)
+    served = [argv[at + 1] for at, word in enumerate(argv) if word == "--lora"]
+    assert served == [str(online.place("org/lora") / name) for name in adapters]
+    twice = online.doit(
+        "prepare", MODEL, "lora=org/lora:a-lora.gguf,org/lora:a-lora.gguf", status=3
+    )
+    assert "org/lora is named twice" in twice
+
+
 def test_adapter_is_no_model(online: HubProject) -> None:
     online.upload({"style-lora-F16.gguf": online.content("lora")})
     said = online.doit("prepare", MODEL, status=14)
@@ -128,6 +142,13 @@ def test_draft_model_from_the_same_repository(online: HubProject) -> None:
 
 
 # --- safetensors
+
+
+def test_draft_model_is_not_quantized_as_the_model(online: HubProject) -> None:
+    online.upload(online.quantizations("Q8_0"))
+    online.upload(online.safetensors(), "org/draft")
+    argv = online.served(MODEL, "quantization=q8_0", "draft-model=org/draft")
+    assert value_of(argv, "--model-draft").endswith("model.q4_k_m.gguf")
 
 
 def test_checkpoint_is_downloaded_converted_and_served(online: HubProject) -> None:

@@ -51,6 +51,14 @@ def test_lost_or_damaged_notes_cost_no_download(
         assert not ran(single.doit("prepare", MODEL))
 
 
+def test_files_of_a_lost_manifest_are_recognized_at_another_commit(single: HubProject) -> None:
+    (single.place() / ".hub.json").unlink()
+    single.upload({**single.quantizations("Q4_K_M"), "new.txt": b"new"})
+    said = single.doit("prepare", MODEL)
+    assert f"{NAME} was there already: " in said
+    assert single.hub.bytes_sent == 0
+
+
 def test_models_copied_elsewhere_are_taken_as_they_are(single: HubProject) -> None:
     elsewhere = single.folder / "elsewhere"
     shutil.copytree(single.models, elsewhere, copy_function=shutil.copyfile)
@@ -67,6 +75,16 @@ def test_forgotten_download_is_downloaded_again_once(single: HubProject) -> None
     assert single.hub.bytes_sent == len(single.content(""))
     with single.silence():
         assert not ran(single.doit("prepare", MODEL))
+
+
+def test_all_forgets_every_download_of_a_model(online: HubProject) -> None:
+    online.upload(online.quantizations("Q4_K_M", "Q8_0"))
+    references = ("model=org/name:q4_k_m", "model=org/name:q8_0")
+    for word in references:
+        online.doit("prepare", word)
+    online.doit("forget", "all=yes")
+    step = f"download:{online.place().name}"
+    assert [online.rows(word)[step] for word in references] == [("pending", "forgotten")] * 2
 
 
 def test_edited_file_is_kept_aside_and_fetched_anew(single: HubProject) -> None:
@@ -117,6 +135,16 @@ def test_steps_of_a_checkpoint_follow_its_download(online: HubProject) -> None:
 # --- hostile names
 
 
+def test_long_names(online: HubProject) -> None:
+    """As they are in use: a repository's name again in a folder's and in each file's."""
+    name = "Some-Merge-of-Models-8X3B-MOE-Champion-Instruct-uncensored-abliterated-18.4B"
+    repo = f"mergers/{name}"
+    names = {f"{name}/{name}.i1-Q4_K_M.gguf", f"{name}.mmproj-F16.gguf"}
+    online.upload({each: online.content(each) for each in names}, repo)
+    assert ran(online.doit("prepare", f"model={repo}")) == {"download"}
+    assert online.fetched() == names
+
+
 def tree(folder: Path, left_out: Path) -> dict[str, bytes | str]:
     """Everything below a folder but for what is in another: content, or where a link leads."""
     return {
@@ -165,6 +193,8 @@ def test_hostile_names_write_nothing_outside(online: HubProject) -> None:
     assert tree(online.folder, online.place()) == {**before, **logs}
     assert {path.name: data for path, data in contents(online.place()).items()} == good
     assert online.fetched() == {NAME}
+    with online.silence():  # Nor do they make the notes unreadable.
+        assert not ran(online.doit("prepare", MODEL))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

@@ -47,11 +47,14 @@ def downstream(plan: Plan, steps: Sequence[Step]) -> list[Step]:
 def _other_records(plan: Plan, steps: Sequence[Step]) -> dict[Path, list[str]]:
     """Records made from `steps` that no step of this plan stands for.
 
-    These are a model's other quantizations, and with a shared step forgotten, other models.
+    These are a model's other quantizations, and with a shared step forgotten, other models; with
+    `all=yes` other downloads as well.
     """
     kinds = {step.kind for step in steps}
     ours = {(step.state_path, step.key) for step in steps}
     affected = {step.state_path for step in steps if step.kind == "convert" and not step.skip}
+    if plan.settings.all:
+        affected |= {step.state_path for step in steps if step.kind == "download" and step.key}
     if plan.vendor in steps or plan.converter in steps:
         affected |= set(plan.layout.models.glob(f"gguf/*/{STATE_NAME}"))
         kinds |= {"convert", "quantize"}
