@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tasks import files, hub, manifest, transfer
+from tasks import files
 from tasks.errors import ModelError
 from tasks.files import FileSum, human_size
-from tasks.hub_errors import explained, shown_endpoint
-from tasks.incomplete import Wanted
+from tasks.hub import api, manifest
+from tasks.hub.errors import explained, shown_endpoint
+from tasks.hub.manifest import Pinned, RemoteFile
 from tasks.layout import Layout, hub_id
-from tasks.manifest import Pinned, RemoteFile
 from tasks.settings import Settings
 from tasks.state import Json
 from tasks.step import Step
+from tasks.transfer import fetch
+from tasks.transfer.incomplete import Wanted
 
 
 def folder_of(pinned: Pinned, layout: Layout) -> Path:
@@ -76,7 +78,7 @@ def _wanted(
     made = known.get(file.name)
     name = pinned.name
     # Where only the model's id is named, its address is known without what may be secret.
-    address = name if "://" in name else hub.file_url(name, pinned.manifest.commit, file.name)
+    address = name if "://" in name else api.file_url(name, pinned.manifest.commit, file.name)
     return Wanted(
         pinned.url or address,
         files.inside(folder, file.name),
@@ -102,38 +104,50 @@ def _download(pinned: Pinned, jobs: Sequence[Wanted], layout: Layout, settings: 
     repo, commit = pinned.manifest.repo, pinned.manifest.commit
     missing = []
     for job in jobs:
-        found = None if job.anew else transfer.reuse(list(_copies(pinned, job, layout)), job)
+        found = None if job.anew else fetch.reuse(list(_copies(pinned, job, layout)), job)
         if found:
             files.note_sum(job.target, found)
         else:
             missing.append(job)
     if not missing:
         return
-    if settings.offline or hub.offline():
+    if settings.offline or api.offline():
         raise ModelError(
             f"{missing[0].label} of {repo} is not on this machine",
             "offline=yes or HF_HUB_OFFLINE forbids downloading it",
-            "download it once with a network: doit prepare",
+            f"download it once with a network: doit prepare model={repo}",
         )
-    ours = hub.headers() if "://" not in repo else {}
+    ours = api.headers() if "://" not in repo else {}
     with explained(repo, commit):
-        for path, found in transfer.fetch(missing, headers=ours, client=hub.client()).items():
+        for path, found in fetch.fetch(missing, headers=ours, client=api.client()).items():
             files.note_sum(path, found)
 
 
 def _copies(pinned: Pinned, job: Wanted, layout: Layout) -> Iterator[Path]:
-    """Files on this machine that hold, by name, what is wanted: their checksum will tell."""
-    if "://" in pinned.manifest.repo:
+    """Files on this machine that may hold what is wanted: their content will tell."""
+    ours = pinned.manifest
+    if "://" in ours.repo:
         return
-    file = pinned.manifest.file(job.label)
-    blob = hub.cached(pinned.manifest.repo, file)
-    if blob:
+    file = ours.file(job.label)
+    if blob := api.cached(ours.repo, file):
         yield blob
-    known = {other.id: other.files for other in manifest.known(layout, pinned.manifest.repo)}
-    for folder in sorted(layout.models.glob(f"*/{hub_id(pinned.manifest.repo, '')}*")):
-        path = files.inside(folder, file.name)
-        if folder.name == pinned.manifest.id or not path.is_file():
-            continue
-        listed = known.get(folder.name)  # None: the user deleted what was known of it.
-        if listed is None or any(one == file for one in listed):
-            yield path
+    listed = {ours.id}
+    for other in manifest.everything(layout):
+        if other.id != ours.id:
+            listed.add(other.id)
+            same = [one.name for one in other.files if _same(one, file)]
+            yield from _there(layout, other.id, same)
+    # Of what the user deleted the manifest only names tell.
+    for folder in sorted(layout.models.glob(f"*/{hub_id(ours.repo, '')}*")):
+        if folder.name not in listed:
+            yield from _there(layout, folder.name, [file.name])
+
+
+def _same(one: RemoteFile, other: RemoteFile) -> bool:
+    return bool(one.checksum) and (one.checksum, one.size) == (other.checksum, other.size)
+
+
+def _there(layout: Layout, model_id: str, names: Sequence[str]) -> Iterator[Path]:
+    for folder in (layout.gguf_folder(model_id), layout.safetensors_folder(model_id)):
+        paths = [files.inside(folder, name) for name in names]
+        yield from (path for path in paths if path.is_file())

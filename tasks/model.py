@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import download, files, reference, resolve
+from tasks import download, files
 from tasks.errors import LlamakeError, ModelError, Refused
 from tasks.gguf_header import read_header
-from tasks.hub_errors import endpoint
-from tasks.labels import quantizable
+from tasks.hub import reference, resolve
+from tasks.hub.errors import endpoint
+from tasks.hub.labels import quantizable
+from tasks.hub.listing import Kind
+from tasks.hub.manifest import Pinned
+from tasks.hub.resolve import Access
 from tasks.layout import Layout, local_id, safe_name
-from tasks.listing import Kind
-from tasks.manifest import Pinned
 from tasks.quantization import default_intermediate, safetensors_dtypes
-from tasks.resolve import Access
 from tasks.settings import COMMAND_LINE, Settings
 
 _INPUT_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*/config.json")

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import convert, download, manifest, quantize, state
+from tasks import convert, download, quantize, state
 from tasks import model as models
 from tasks.errors import LlamakeError, Refused
+from tasks.hub import manifest
+from tasks.hub.listing import Kind
 from tasks.layout import MANIFEST_NAME, STATE_NAME, Layout, python_of
-from tasks.listing import Kind
 from tasks.model import Checkpoint, GgufFile, Model, Unresolved
 from tasks.settings import Settings
 from tasks.step import Step

@@ -14,12 +14,12 @@ from tasks import model as models
 from tasks import settings as settings_
 from tasks.device import DeviceChoice
 from tasks.errors import LlamakeError, Refused
+from tasks.hub.listing import Kind
+from tasks.hub.resolve import Access
 from tasks.layout import Layout, executable
-from tasks.listing import Kind
 from tasks.model import GgufFile, Unresolved
 from tasks.model_steps import ModelSteps, apart, model_steps, other_models
 from tasks.port import check_port
-from tasks.resolve import Access
 from tasks.settings import Settings
 from tasks.step import Step, Task
 from tasks.vendor import Source

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.errors import Refused
-from tasks.labels import parse_label
+from tasks.hub.labels import parse_label
 from tasks.quantization import parse_quantization
 
 ENVIRONMENT_PREFIX = "LLAMA_SERVER_"

@@ -154,7 +154,7 @@ class Step:
         if self.removed():
             return ""
         for path in self.must_exist:
-            if not path.exists():
+            if not os.path.exists(path):  # False, too, where it may not be looked at.
                 return f"{path.name} is missing"
         for name, path in self.outputs.items():
             if name not in sums:

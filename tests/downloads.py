@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hub import Hub
 
-from tasks import console, process, ranges, transfer
+from tasks import console, process
 from tasks.files import FileSum
-from tasks.transfer import Wanted
+from tasks.transfer import fetch, ranges
+from tasks.transfer.fetch import Wanted
 
 MIB = 1 << 20
 TOKEN = "hf_secret"
@@ -62,7 +63,7 @@ class Place:
 
     def fetch(self, *wanted: Wanted) -> dict[Path, FileSum]:
         """Have the files."""
-        return transfer.fetch(wanted, headers=self.headers, client=self.client)
+        return fetch.fetch(wanted, headers=self.headers, client=self.client)
 
     def interrupt(self, wanted: Wanted, after: int) -> None:
         """Fetch, and be stopped once the server sent about so many bytes."""

@@ -116,8 +116,9 @@ class Handler(Wire):
         return repo in self.hub.tokens.get(self.token, ())
 
     def _repo(self, name: str) -> Repo:
-        repo = self.hub.repos.get(name)
-        if repo is None or (repo.private and not self._opened(name)):
+        by_name = {known.lower(): repo for known, repo in self.hub.repos.items()}
+        repo = by_name.get(name.lower())
+        if repo is None or (repo.private and not self._opened(repo.name)):
             # The hub does not tell strangers what is missing from what is private.
             if self.token:
                 raise Refusal(404, "Repository not found", "RepoNotFound")

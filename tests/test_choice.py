@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.choice import Fit, choose
 from tasks.errors import LlamakeError, ModelError, Refused
 from tasks.files import inside
-from tasks.fit import PREFERENCE
-from tasks.labels import parse_label
-from tasks.listing import Kind, candidates, usable
-from tasks.manifest import Choice, RemoteFile, Request
+from tasks.hub.choice import Fit, choose
+from tasks.hub.fit import PREFERENCE
+from tasks.hub.labels import parse_label
+from tasks.hub.listing import Kind, candidates, usable
+from tasks.hub.manifest import Choice, RemoteFile, Request
 from tasks.quantization import QUANTIZATIONS
 
 GB = 10**9

@@ -59,6 +59,24 @@ def test_files_of_a_lost_manifest_are_recognized_at_another_commit(single: HubPr
     assert single.hub.bytes_sent == 0
 
 
+def test_a_repository_has_one_folder_whatever_its_case(online: HubProject) -> None:
+    online.upload(online.quantizations("Q4_K_M"), repo="Org/Name-GGUF")
+    online.doit("prepare", "model=org/name-gguf")
+    assert online.place("Org/Name-GGUF").is_dir()
+    with online.silence():
+        assert not ran(online.doit("prepare", "model=ORG/Name-GGUF"))
+    assert len(list(online.models.glob("gguf/*/"))) == 1
+
+
+def test_a_file_that_another_repository_has_too_is_not_downloaded(single: HubProject) -> None:
+    content = (single.place() / NAME).read_bytes()
+    single.upload({"copy-Q4_K_M.gguf": content}, repo="other/copy")
+    said = single.doit("prepare", "model=other/copy")
+    assert f"copy-Q4_K_M.gguf was there already: {single.place() / NAME}" in said
+    assert single.hub.bytes_sent == 0
+    assert (single.place("other/copy") / "copy-Q4_K_M.gguf").read_bytes() == content
+
+
 def test_models_copied_elsewhere_are_taken_as_they_are(single: HubProject) -> None:
     elsewhere = single.folder / "elsewhere"
     shutil.copytree(single.models, elsewhere, copy_function=shutil.copyfile)

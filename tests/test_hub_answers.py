@@ -19,8 +19,8 @@ from hub_user import (
 )
 from huggingface_hub.utils._http import close_session
 
-from tasks import hub as client
 from tasks.errors import ModelError
+from tasks.hub import api as client
 
 __all__ = ["hub", "nobody", "source", "user"]
 

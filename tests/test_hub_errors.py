@@ -20,8 +20,8 @@ from huggingface_hub.utils._http import hf_raise_for_status
 from huggingface_hub.utils._validators import validate_repo_id
 
 from tasks.errors import LlamakeError, ModelError, StorageError
-from tasks.hub_errors import endpoint, explain, explained, has_token, shown_endpoint
-from tasks.transfer_errors import distrusted, host_of
+from tasks.hub.errors import endpoint, explain, explained, has_token, shown_endpoint
+from tasks.transfer.errors import distrusted, host_of
 
 REPO = "org/name"
 URL = f"https://huggingface.co/{REPO}/resolve/main/x.gguf?Signature=s3cret"
@@ -187,6 +187,13 @@ def test_what_is_explained_already_stays_as_it_is() -> None:
     assert type(caught.value) is StorageError
     with pytest.raises(ModelError), explained(REPO):
         raise httpx2.ConnectError("refused")
+
+
+def test_a_token_that_cannot_be_sent_is_called_so_and_our_own_mistakes_are_not_hidden() -> None:
+    with pytest.raises(ModelError, match="your token cannot be sent"), explained(REPO):
+        "Bearer hf_bäd".encode("ascii")
+    with pytest.raises(NameError), explained(REPO):
+        raise NameError("mistake")
 
 
 def test_a_host_is_shown_without_its_user(monkeypatch: pytest.MonkeyPatch) -> None:

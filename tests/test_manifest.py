@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from tasks import manifest
-from tasks.fit import PREFERENCE
+from tasks.hub import manifest
+from tasks.hub.fit import PREFERENCE
+from tasks.hub.manifest import Choice, Manifest, RemoteFile, Request, choice_key
 from tasks.layout import MANIFEST_NAME, Layout, hub_id
-from tasks.manifest import Choice, Manifest, RemoteFile, Request, choice_key
 from tasks.settings import load
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"

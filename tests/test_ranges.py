@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import ranges
-from tasks.ranges import BUDGET, MIB, Pace, Patience, Plan, Spans
+from tasks.transfer import ranges
+from tasks.transfer.ranges import BUDGET, MIB, Pace, Patience, Plan, Spans
 
 
 def spans(*parts: tuple[int, int]) -> Spans:

@@ -7,10 +7,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tasks.errors import LlamakeError, ModelError, Refused
-from tasks.labels import family, label_of, match_rank, parse_label, quantizable
-from tasks.manifest import Request
+from tasks.hub.labels import family, label_of, match_rank, parse_label, quantizable
+from tasks.hub.manifest import Request
+from tasks.hub.reference import Reference, Url, combine, parse
 from tasks.quantization import QUANTIZATIONS
-from tasks.reference import Reference, Url, combine, parse
 
 HUB = "https://huggingface.co"
 MIRROR = "mirror.local:8443"

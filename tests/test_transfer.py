@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from downloads import MIB, REPO, TOKEN, Place, place, without_sum
 
-from tasks import meter, ranges, transfer
 from tasks.errors import ModelError, StorageError
-from tasks.transfer import Wanted
+from tasks.transfer import fetch, meter, ranges
+from tasks.transfer.fetch import Wanted
 
 __all__ = ["place"]
 
@@ -74,13 +74,14 @@ def test_connections_are_added_where_each_is_slow(place: Place) -> None:
 CLIENT = """
 import sys
 from pathlib import Path
-from tasks import process, transfer
+from tasks import process
+from tasks.transfer import fetch
 process.install_signal_handlers()
 from huggingface_hub.utils._http import get_session
 url, target, size, sha256 = sys.argv[1:]
 try:
-    found = transfer.fetch(
-        [transfer.Wanted(url, Path(target), int(size), sha256)], headers={}, client=get_session()
+    found = fetch.fetch(
+        [fetch.Wanted(url, Path(target), int(size), sha256)], headers={}, client=get_session()
     )
 except process.Stopped:
     sys.exit(130)
@@ -264,11 +265,11 @@ def test_a_file_that_is_already_here_is_adopted(
     (cache / "blob").write_bytes((place.source / "big.gguf").read_bytes())
     (cache / "wrong").write_bytes(os.urandom(MIB))
     (cache / "snapshot").symlink_to("blob")
-    found = transfer.reuse([cache / "gone", cache / "wrong", cache / "snapshot"], big)
+    found = fetch.reuse([cache / "gone", cache / "wrong", cache / "snapshot"], big)
     assert found and found.vouched_by(big.target.stat()) and found.sha256 == big.sha256
     assert not big.target.is_symlink()
     assert big.target.samefile(cache / "blob") == (how == "link")
-    assert transfer.reuse([place.source / "config.json"], config)
+    assert fetch.reuse([place.source / "config.json"], config)
     assert place.is_there(config)
     assert place.names() == {"big.gguf", "config.json"}
     place.fetch(big, config)
@@ -279,23 +280,23 @@ def test_what_is_adopted_needs_no_unfinished_download(place: Place) -> None:
     [big] = place.add(big_gguf=24 * MIB)
     place.interrupt(big, after=6 * MIB)
     assert len(place.names()) == 2
-    assert transfer.reuse([place.source / "big.gguf"], big)
+    assert fetch.reuse([place.source / "big.gguf"], big)
     assert place.names() == {"big.gguf"}
 
 
 def test_only_the_same_content_is_adopted(place: Place) -> None:
     [big, other] = place.add(big_gguf=MIB, other_gguf=MIB)
-    assert transfer.reuse([place.source / "other.gguf", place.source], big) is None
-    assert transfer.reuse([place.source / "other.gguf"], without_sum(other)) is None
+    assert fetch.reuse([place.source / "other.gguf", place.source], big) is None
+    assert fetch.reuse([place.source / "other.gguf"], without_sum(other)) is None
     assert place.names() == set()
 
 
 def test_reuse_keeps_what_is_right_and_moves_what_is_not(place: Place) -> None:
     [big] = place.add(big_gguf=MIB)
     place.fetch(big)
-    assert transfer.reuse([], big)
+    assert fetch.reuse([], big)
     big.target.write_bytes(b"mine")
-    assert transfer.reuse([], big) is None
+    assert fetch.reuse([], big) is None
     assert [name for name in place.names() if name.endswith(".replaced")]
 
 

@@ -18,9 +18,9 @@ import huggingface_hub.errors as hub_errors
 import pytest
 from downloads import MIB, TOKEN, Place, place, without_sum
 
-from tasks import ranges, request, transfer
 from tasks.errors import ModelError, StorageError
-from tasks.transfer import Wanted
+from tasks.transfer import fetch, ranges, request
+from tasks.transfer.fetch import Wanted
 
 __all__ = ["place"]
 
@@ -181,7 +181,7 @@ def test_damage_is_found_kept_aside_and_mended_by_the_next_run(place: Place) -> 
     [big] = place.add(big_gguf=3 * MIB)
     for at in (MIB, 2 * MIB):
         place.hub.fault("flip", where="cdn", at=at, times=1)
-        with pytest.raises(ModelError, match="was damaged on its way") as caught:
+        with pytest.raises(ModelError, match="is not what it should be") as caught:
             place.fetch(big)
         [aside] = place.names()
         assert re.fullmatch(r"big\.gguf\.[0-9a-f]{8}\.mismatch", aside)
@@ -359,7 +359,7 @@ def test_what_is_already_on_the_disk_needs_no_more_room(place: Place) -> None:
         place.interrupt(big, after=8 * MIB)
         place.fetch(big)
         assert place.is_there(big)
-        assert transfer.reuse([place.source / "big.gguf"], big)
+        assert fetch.reuse([place.source / "big.gguf"], big)
     finally:
         subprocess.run(["umount", "-l", place.folder], check=True)
 
@@ -370,7 +370,7 @@ def test_another_disks_file_is_copied(place: Place) -> None:
     place.folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place.folder], check=True)
     try:
-        found = transfer.reuse([place.source / "big.gguf"], big)
+        found = fetch.reuse([place.source / "big.gguf"], big)
         assert found and found.vouched_by(big.target.stat())
         assert place.is_there(big)
         assert place.names() == {"big.gguf"}
@@ -383,13 +383,13 @@ import sys
 from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.utils._http import get_session
-from tasks import transfer
+from tasks.transfer import fetch
 from tasks.errors import LlamakeError
 url, target, size, sha256, most = sys.argv[1:]
 constants.MAX_HTTP_DOWNLOAD_SIZE = int(most)
-one = transfer.Wanted(url, Path(target), int(size), sha256, label="big.gguf")
+one = fetch.Wanted(url, Path(target), int(size), sha256, label="big.gguf")
 try:
-    transfer.fetch([one], headers={}, client=get_session())
+    fetch.fetch([one], headers={}, client=get_session())
 except LlamakeError as error:
     sys.exit(str(error))
 """

@@ -9,7 +9,7 @@ from doit.cmd_base import DoitCmdBase
 
 from tasks import console, plan
 from tasks.commands import chosen_steps
-from tasks.resolve import Access
+from tasks.hub.resolve import Access
 from tasks.step import Step
 
 

@@ -10,7 +10,7 @@ from doit.cmd_run import Run as DoitRun
 from tasks import console, plan, step
 from tasks.board import Board
 from tasks.errors import LlamakeError
-from tasks.resolve import Access
+from tasks.hub.resolve import Access
 
 
 class Run(DoitRun):  # type: ignore[misc]

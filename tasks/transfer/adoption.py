@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tasks import console, files, incomplete
+from tasks import console, files
 from tasks.files import FileSum
-from tasks.incomplete import Wanted
+from tasks.transfer import incomplete
+from tasks.transfer.incomplete import Wanted
 
 _FICLONE = 0x40049409
 """Linux: let a new file share the other's blocks."""

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from tasks import console, process
 from tasks.errors import LlamakeError, ModelError
-from tasks.request import retry_after
-from tasks.transfer_errors import distrusted, host_of
+from tasks.transfer.errors import distrusted, host_of
+from tasks.transfer.request import retry_after
 
 
 def endpoint() -> str:
@@ -37,8 +37,8 @@ def explained(repo: str, revision: str = "") -> Iterator[None]:
     """Turn what the hub refuses, what the network does and damaged answers into a ModelError."""
     try:
         yield
-    except (LlamakeError, process.Stopped):
-        raise
+    except (LlamakeError, process.Stopped, NameError, ImportError, AssertionError):
+        raise  # The last three would be our own mistakes.
     except Exception as error:
         raise explain(error, repo, revision) from None
 
@@ -131,6 +131,12 @@ def _unanswered(error: Exception, repo: str, asked: str) -> ModelError:
     import httpx2
     from huggingface_hub import errors
 
+    if isinstance(error, UnicodeEncodeError):
+        return ModelError(
+            "your token cannot be sent",
+            "it has a letter that no token has",
+            "check HF_TOKEN, or run 'hf auth login' again",
+        )
     if isinstance(error, errors.HFValidationError):
         return ModelError(f"'{repo}' is no name of a repository", _reason(error))
     host = host_of(asked)
@@ -169,7 +175,9 @@ def _proxy(asked: str) -> str:
 def unresolved(repo: str, why: str) -> ModelError:
     """The error where the hub would have to be asked and must not."""
     return ModelError(
-        f"{repo} was never looked up on the hub", why, "do it once with a network: doit prepare"
+        f"{repo} was never looked up on the hub",
+        why,
+        f"do it once with a network: doit prepare model={repo}",
     )
 
 

@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from tasks.checkpoint import checkpoint_files, has_checkpoint
 from tasks.errors import ModelError, Refused
-from tasks.fit import Fit as Fit
-from tasks.fit import best_fit, refuse_several_models
-from tasks.labels import match_rank, quantizable
-from tasks.listing import Candidate, Kind, candidates, incomplete, place, some, there_is, usable
-from tasks.manifest import Choice, RemoteFile, Request
+from tasks.hub.checkpoint import checkpoint_files, has_checkpoint
+from tasks.hub.fit import Fit as Fit
+from tasks.hub.fit import best_fit, refuse_several_models
+from tasks.hub.labels import match_rank, quantizable
+from tasks.hub.listing import Candidate, Kind, candidates, incomplete, place, some, there_is, usable
+from tasks.hub.manifest import Choice, RemoteFile, Request
 
 _PROJECTORS = ("F16", "BF16", "Q8_0", "F32")
 """llama.cpp's vision code is made for f16; below 8 bits images suffer."""

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks import adoption, console, files, incomplete, process, ranges, xet
-from tasks.arrival import Arrival
+from tasks import console, files, process
 from tasks.files import FileSum
-from tasks.incomplete import Wanted
-from tasks.meter import Meter
-from tasks.workers import Workers
+from tasks.transfer import adoption, incomplete, ranges, xet
+from tasks.transfer.arrival import Arrival
+from tasks.transfer.incomplete import Wanted
+from tasks.transfer.meter import Meter
+from tasks.transfer.workers import Workers
 
 if TYPE_CHECKING:
     import httpx2

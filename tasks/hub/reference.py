@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from tasks.errors import LlamakeError, ModelError, Refused
-from tasks.labels import label_of, match_rank, quantizable
-from tasks.manifest import Request
+from tasks.hub.labels import label_of, match_rank, quantizable
+from tasks.hub.manifest import Request
 
 _HUB_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _EXAMPLES = "write org/name, org/name:Q4_K_M or org/name@revision"

@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tasks import console, files, incomplete, ranges, request, transfer_errors
-from tasks.arrival import Arrival
-from tasks.incomplete import Wanted
-from tasks.transfer_errors import host_of
+from tasks import console, files
+from tasks.transfer import errors, incomplete, ranges, request
+from tasks.transfer.arrival import Arrival
+from tasks.transfer.errors import host_of
+from tasks.transfer.incomplete import Wanted
 
 if TYPE_CHECKING:
     import httpx2
@@ -177,7 +178,7 @@ class Workers:
         """What to do with this answer; the lock is held."""
         if answer.total is not None and file.wanted.size not in (None, answer.total):
             why = f"has {answer.total} bytes of it, not {file.wanted.size}"
-            raise transfer_errors.unexpected(file.wanted, answer.url, why)
+            raise errors.unexpected(file.wanted, answer.url, why)
         file.location, file.asking = answer.url, False
         if file.restarts != restarts:
             return lambda: None
@@ -261,7 +262,7 @@ class Workers:
                 self.check()
                 if size is not None and position + len(chunk) > size:
                     why = f"sends more than its {size} bytes"
-                    raise transfer_errors.unexpected(file.wanted, answer.url, why)
+                    raise errors.unexpected(file.wanted, answer.url, why)
                 position += incomplete.write(sink, chunk)
                 with self.lock:
                     self.received += len(chunk)
@@ -278,7 +279,7 @@ class Workers:
             if file.location != location:  # Another worker met this before.
                 return
             if file.refused:
-                raise transfer_errors.locked_out(file.wanted, error) from None
+                raise errors.locked_out(file.wanted, error) from None
             file.location, file.refused = "", True
 
     def _unsteady(self, file: Arrival, outage: int, error: request.Unsteady) -> None:
@@ -295,6 +296,6 @@ class Workers:
             if file.patience.tries > ranges.TRIES // 2:
                 file.location = ""  # Another host may have it, too.
         if not go_on:
-            raise transfer_errors.given_up(file.wanted, error) from None
+            raise errors.given_up(file.wanted, error) from None
         if error.wait_s and not told:
             console.say(self._who, f"{error}: waiting {console.duration(error.wait_s)}, as it asks")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from tasks import ranges
 from tasks.files import FileSum
-from tasks.incomplete import Incomplete, Wanted
+from tasks.transfer import ranges
+from tasks.transfer.incomplete import Incomplete, Wanted
 
 
 class Arrival:

@@ -12,9 +12,10 @@ from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks import files, ranges
+from tasks import files
 from tasks.errors import ModelError, StorageError
 from tasks.files import FileSum
+from tasks.transfer import ranges
 
 _CHUNK = 1 << 20
 
@@ -168,7 +169,7 @@ class Incomplete:
         on_hub = "/resolve/" in self.wanted.url
         or_wrong = "" if on_hub else " or sha256= is wrong (refresh=yes forgets it)"
         return ModelError(
-            f"{self.wanted.name} was damaged on its way; it is kept as {aside}",
+            f"{self.wanted.name} is not what it should be; it is kept as {aside}",
             f"its checksum is {digest.actual[:12]}…, not {self.wanted.expected[:12]}…",
             "run the same again; if it happens again, a proxy or mirror in between damages files"
             + or_wrong,

@@ -10,19 +10,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from tasks import choice, files, hub, machine, manifest, memory
-from tasks.checkpoint import checkpoint_files
+from tasks import files, machine, memory
 from tasks.errors import ModelError, Refused
-from tasks.fit import Fit
 from tasks.gguf_format import Value
 from tasks.gguf_header import read_prefix
-from tasks.hub_errors import explained, unresolved
+from tasks.hub import api, choice, manifest
+from tasks.hub.checkpoint import checkpoint_files
+from tasks.hub.errors import explained, unresolved
+from tasks.hub.fit import Fit
+from tasks.hub.listing import Kind
+from tasks.hub.listing import usable as usable_files
+from tasks.hub.manifest import Choice, Manifest, Pinned, RemoteFile, Request, choice_key
+from tasks.hub.reference import Url
 from tasks.layout import Layout
-from tasks.listing import Kind
-from tasks.listing import usable as usable_files
-from tasks.manifest import Choice, Manifest, Pinned, RemoteFile, Request, choice_key
 from tasks.quantization import default_intermediate
-from tasks.reference import Url
 from tasks.settings import Settings
 
 _HEADER_BYTES = 256 << 10
@@ -52,7 +53,7 @@ def resolve(
 
     What was resolved before is taken as it is, without a look at the network or at the memory.
     """
-    revision = revision or hub.DEFAULT_REVISION
+    revision = revision or api.DEFAULT_REVISION
     key = choice_key(revision, request, "" if role is Kind.MODEL else role.name.lower())
     known = manifest.known(layout, repo)
     made = _latest(known, key)
@@ -63,7 +64,7 @@ def resolve(
     if listed is None:
         if why := barred(settings, access):
             raise unresolved(repo, why)
-        listed = hub.list_repository(repo, revision, tries=_tries(settings, access))
+        listed = api.list_repository(repo, revision, tries=_tries(settings, access))
         # What is never downloaded is not kept: by an unsafe name, a manifest counts as damaged.
         listed = dataclasses.replace(listed, files=tuple(usable_files(listed.files)))
     if made and _same_files(made, listed):
@@ -81,7 +82,7 @@ def resolve(
         return Pinned(listed, found)
     tried = any(found.files[0] in one.files for one in listed.choices.values())
     if not tried and not barred(settings, access):
-        hub.check_access(repo, listed.commit, found.files[0])
+        api.check_access(repo, listed.commit, found.files[0])
     return keep(layout, listed, revision, key, found, known)
 
 
@@ -118,14 +119,14 @@ def barred(settings: Settings, access: Access) -> str:
         return str(access.value)
     if settings.offline:
         return "offline=yes forbids asking the hub"
-    return "HF_HUB_OFFLINE forbids asking the hub" if hub.offline() else ""
+    return "HF_HUB_OFFLINE forbids asking the hub" if api.offline() else ""
 
 
 def _tries(settings: Settings, access: Access) -> int:
     """How often to ask the hub: 0 where it must not be; who only looks is not kept waiting."""
     if barred(settings, access):
         return 0
-    return 1 if access is Access.LOOK else hub.TRIES
+    return 1 if access is Access.LOOK else api.TRIES
 
 
 def _latest(known: list[Manifest], key: str) -> Pinned | None:
@@ -177,8 +178,8 @@ def _choose(
         lengths: Mapping[str, int] = {}
         if tries:
             with explained(listed.repo, listed.commit):
-                url = hub.file_url(listed.repo, listed.commit, file.name)
-                header = read_prefix(hub.read_start(url, _HEADER_BYTES, tries=tries)[0], file.name)
+                url = api.file_url(listed.repo, listed.commit, file.name)
+                header = read_prefix(api.read_start(url, _HEADER_BYTES, tries=tries)[0], file.name)
                 metadata, lengths = header.metadata, header.array_lengths
         return memory.context_bytes(
             metadata, lengths, context=settings.ctx_size, file_size=file.size
@@ -203,14 +204,14 @@ def _type_of(found: Choice, listed: Manifest, known: list[Manifest], tries: int)
 
 def _intermediate(listed: Manifest, name: str, tries: int) -> str:
     """The 16-bit type for the tensor types that a safetensors file's header names."""
-    url = hub.file_url(listed.repo, listed.commit, name)
+    url = api.file_url(listed.repo, listed.commit, name)
     with explained(listed.repo, listed.commit):
-        start, _ = hub.read_start(url, _HEADER_BYTES, tries=tries)
+        start, _ = api.read_start(url, _HEADER_BYTES, tries=tries)
         length = int.from_bytes(start[:8], "little")
         if length > min(_MOST_HEADER_BYTES, listed.file(name).size):
             raise ValueError(f"{name} is not a safetensors file")
         if length > len(start) - 8:
-            start, _ = hub.read_start(url, 8 + length, tries=tries)
+            start, _ = api.read_start(url, 8 + length, tries=tries)
         header = json.loads(start[8 : 8 + length])
         tensors = [entry for key, entry in header.items() if key != "__metadata__"]
         return default_intermediate({str(entry["dtype"]) for entry in tensors})
@@ -226,7 +227,7 @@ def resolve_url(url: Url, layout: Layout, settings: Settings, access: Access) ->
     query = urlsplit(url.url).query
     # Another query may be another file, or a new signature for the same: its server tells.
     digest = hashlib.sha256(query.encode()).hexdigest()[:8]
-    key = f"{hub.DEFAULT_REVISION} {digest}" if query else hub.DEFAULT_REVISION
+    key = f"{api.DEFAULT_REVISION} {digest}" if query else api.DEFAULT_REVISION
     made = _latest(known, key)
     refresh = settings.refresh and access is Access.RESOLVE
     if made and not refresh:
@@ -248,7 +249,7 @@ def resolve_url(url: Url, layout: Layout, settings: Settings, access: Access) ->
 
 def _look_at(url: Url, sha256: str, tries: int) -> Manifest:
     with explained(url.shown):
-        start, answer = hub.read_start(url.url, 4, tries=tries)
+        start, answer = api.read_start(url.url, 4, tries=tries)
     if start != b"GGUF":
         raise ModelError(
             f"{url.shown} is not a GGUF file",

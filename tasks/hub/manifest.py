@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -131,14 +132,19 @@ def choice_key(revision: str, request: Request, role: str = "") -> str:
 
 
 def known(layout: Layout, repo: str) -> list[Manifest]:
-    """What was resolved of a repository so far, one manifest for each commit."""
-    return [manifest for manifest in everything(layout, repo) if manifest.repo == repo]
+    """What was resolved of a repository so far, one manifest for each commit.
+
+    To the hub `Org/Name` and `org/name` are one; an address is case-sensitive.
+    """
+    if "://" in repo:
+        return [one for one in everything(layout, hub_id(repo, "")) if one.repo == repo]
+    folders = re.sub("[a-zA-Z]", lambda c: f"[{c[0].lower()}{c[0].upper()}]", hub_id(repo, ""))
+    return [one for one in everything(layout, folders) if one.repo.lower() == repo.lower()]
 
 
-def everything(layout: Layout, repo: str = "") -> Iterator[Manifest]:
-    """Every manifest, of all repositories or of one (and those whose folders are named alike)."""
-    folders = f"{hub_id(repo, '')}*" if repo else "*"
-    for path in sorted(layout.models.glob(f"gguf/{folders}/{MANIFEST_NAME}")):
+def everything(layout: Layout, folders: str = "") -> Iterator[Manifest]:
+    """Every manifest, or those in folders whose names begin with a pattern."""
+    for path in sorted(layout.models.glob(f"gguf/{folders}*/{MANIFEST_NAME}")):
         if manifest := load(path):
             yield manifest
 

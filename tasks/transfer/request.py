@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from tasks.errors import ModelError
-from tasks.incomplete import Wanted
-from tasks.transfer_errors import distrusted, host_of, refused, unexpected
+from tasks.transfer.errors import distrusted, host_of, refused, unexpected
+from tasks.transfer.incomplete import Wanted
 
 if TYPE_CHECKING:
     import httpx2

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from tasks import console
 from tasks.errors import ModelError
-from tasks.hub_errors import endpoint, explained
-from tasks.manifest import Manifest, RemoteFile
-from tasks.request import retry_after
-from tasks.transfer_errors import host_of
+from tasks.hub.errors import endpoint, explained
+from tasks.hub.manifest import Manifest, RemoteFile
+from tasks.transfer.errors import host_of
+from tasks.transfer.request import retry_after
 
 DEFAULT_REVISION = "main"
 TRIES = 4
@@ -109,6 +109,9 @@ def _parsed(repo: str, text: bytes) -> Manifest:
     if not isinstance(entries, list):
         raise ValueError("it lists no files")
     found = {file.name: file for file in map(_remote_file, entries) if file}
+    name = answer.get("id")
+    if isinstance(name, str) and name.lower() == repo.lower():
+        repo = name  # As its owner writes it, so that it has one folder.
     return Manifest(repo, answer["sha"], tuple(found.values()))
 
 

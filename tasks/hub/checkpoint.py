@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from tasks.errors import ModelError
-from tasks.manifest import RemoteFile
+from tasks.hub.manifest import RemoteFile
 
 _INDEX = "model.safetensors.index.json"
 _PART = re.compile(r"model(?:\.safetensors)?-0*(\d{1,5})-of-0*(\d{1,5})\.safetensors")

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from tasks import console, files
-from tasks.arrival import Arrival
+from tasks.transfer.arrival import Arrival
 
 SPEED_OVER_S = 15.0
 SILENT_S = 2.0

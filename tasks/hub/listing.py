@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tasks.errors import ModelError
 from tasks.files import human_size, inside
-from tasks.labels import Label, family, label_of
-from tasks.manifest import RemoteFile
+from tasks.hub.labels import Label, family, label_of
+from tasks.hub.manifest import RemoteFile
 
 _MAX_SIZE = 1 << 50
 """Bytes; no file is larger, and sums stay exact."""

@@ -8,9 +8,9 @@ from itertools import groupby
 
 from tasks.errors import ModelError
 from tasks.files import human_size
-from tasks.labels import family
-from tasks.listing import Candidate, listed, place
-from tasks.manifest import RemoteFile
+from tasks.hub.labels import family
+from tasks.hub.listing import Candidate, listed, place
+from tasks.hub.manifest import RemoteFile
 
 PREFERENCE = (
     *("Q8_0", "Q8_K_XL"),

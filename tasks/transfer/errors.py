@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from tasks import ranges
 from tasks.errors import ModelError
-from tasks.incomplete import Wanted
+from tasks.transfer import ranges
+from tasks.transfer.incomplete import Wanted
 
 
 def host_of(url: str) -> str:

@@ -6,10 +6,10 @@ import contextlib
 import importlib
 from collections.abc import Mapping
 
-from tasks import request
 from tasks.errors import ModelError
-from tasks.incomplete import Incomplete, Wanted
-from tasks.transfer_errors import host_of
+from tasks.transfer import request
+from tasks.transfer.errors import host_of
+from tasks.transfer.incomplete import Incomplete, Wanted
 
 
 def demanded(wanted: Wanted) -> bool:

@@ -1,0 +1,1 @@
+"""Downloading files: in ranges, resumed, verified; knows nothing of models."""
