@@ -194,7 +194,7 @@ def test_a_plain_address_says_its_size_itself(place: Place) -> None:
 
 def test_a_plain_address_with_a_checksum_is_verified(place: Place) -> None:
     wanted = place.plain("some.gguf", MIB)
-    with pytest.raises(ModelError, match="damaged"):
+    with pytest.raises(ModelError, match="is not what it should be"):
         place.fetch(replace(wanted, sha256="0" * 64))
     assert not wanted.target.exists()
 

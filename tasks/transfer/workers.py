@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from tasks import console, files
 from tasks.transfer import errors, incomplete, ranges, request
 from tasks.transfer.arrival import Arrival
-from tasks.transfer.errors import host_of
 from tasks.transfer.incomplete import Wanted
 
 if TYPE_CHECKING:
@@ -197,7 +196,7 @@ class Workers:
         kept = file.plan and file.plan.safe.total and file.wanted.expected
         if kept and (answer.total is None or file.patience.tries < 2):
             # Much may be there already, and this may be a login page of the network.
-            raise request.Unsteady(f"{host_of(answer.url)} sends no part, but all of it")
+            raise request.Unsteady(f"{errors.host_of(answer.url)} sends no part, but all of it")
         file.restart()
         if answer.partial or file.busy > 1:
             return lambda: None
@@ -250,7 +249,7 @@ class Workers:
             finally:
                 journal()  # Of a broken stream, too.
         if position < (answer.end or piece.end):
-            raise request.Unsteady(f"{host_of(answer.url)} ended the answer too early")
+            raise request.Unsteady(f"{errors.host_of(answer.url)} ended the answer too early")
 
     def _receive_whole(self, file: Arrival, answer: request.Answer) -> None:
         position, size = 0, file.size
@@ -269,7 +268,7 @@ class Workers:
                     file.prefix = position
                     file.grown.notify_all()
         if size is not None and position < size:
-            raise request.Unsteady(f"{host_of(answer.url)} ended the answer too early")
+            raise request.Unsteady(f"{errors.host_of(answer.url)} ended the answer too early")
         with self.lock:
             file.size, file.streamed = position, True
 
