@@ -24,9 +24,18 @@ from tasks.transfer.fetch import Wanted
 
 __all__ = ["place"]
 
-as_root = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting needs root"
-)
+
+@contextmanager
+def small_disk(folder: Path, options: str = "mode=755") -> Iterator[None]:
+    """A file system of its own in `folder`."""
+    folder.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", options, "llamake-test", str(folder)]
+    if os.name == "nt" or subprocess.run(argv, capture_output=True).returncode:
+        pytest.skip("this user may not mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 @pytest.mark.parametrize("where", ["resolve", "cdn"])
@@ -336,46 +345,30 @@ def test_an_address_that_is_none(place: Place) -> None:
         place.fetch(Wanted("ftp://example.org/x.gguf", place.folder / "x.gguf"))
 
 
-@as_root
 def test_a_disk_that_gets_full(place: Place) -> None:
-    place.folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place.folder], check=True)
-    try:
-        with (
-            serving(os.urandom(2 * MIB)) as url,
-            pytest.raises(StorageError, match="no space left"),
-        ):
-            place.fetch(Wanted(url, place.folder / "file.gguf"))
-    finally:
-        subprocess.run(["umount", "-l", place.folder], check=True)
+    with (
+        small_disk(place.folder, "size=1m"), serving(os.urandom(2 * MIB)) as url,
+        pytest.raises(StorageError, match="no space left"),
+    ):
+        place.fetch(Wanted(url, place.folder / "file.gguf"))
 
 
-@as_root
 def test_what_is_already_on_the_disk_needs_no_more_room(place: Place) -> None:
     [big] = place.add(big_gguf=24 * MIB)
-    place.folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=25m", "tmpfs", place.folder], check=True)
-    try:
+    with small_disk(place.folder, "size=25m"):
         place.interrupt(big, after=8 * MIB)
         place.fetch(big)
         assert place.is_there(big)
         assert fetch.reuse([place.source / "big.gguf"], big)
-    finally:
-        subprocess.run(["umount", "-l", place.folder], check=True)
 
 
-@as_root
 def test_another_disks_file_is_copied(place: Place) -> None:
     [big] = place.add(big_gguf=MIB)
-    place.folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place.folder], check=True)
-    try:
+    with small_disk(place.folder):
         found = fetch.reuse([place.source / "big.gguf"], big)
         assert found and found.vouched_by(big.target.stat())
         assert place.is_there(big)
         assert place.names() == {"big.gguf"}
-    finally:
-        subprocess.run(["umount", "-l", place.folder], check=True)
 
 
 XET_CLIENT = """
