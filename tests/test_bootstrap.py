@@ -59,7 +59,9 @@ def copy_checkout(to: Path) -> Path:
         "tasks/launch.py",
     ):
         shutil.copy2(ROOT / name, to / name)
-    (to / "tasks/commands/__init__.py").touch()
+    for package in (ROOT / "tasks").glob("*/__init__.py"):
+        (to / package.parent.relative_to(ROOT)).mkdir(exist_ok=True)
+        (to / package.relative_to(ROOT)).touch()
     for name, text in STAND_INS.items():
         (to / f"tasks/{name}.py").write_text(text + "\n", encoding="utf-8")
     (to / "dodo.py").write_text(DODO, encoding="utf-8")

@@ -307,7 +307,7 @@ def test_terminate_ends_what_the_child_left(tmp_path: Path) -> None:
 
 
 def test_capture_and_can_run(tmp_path: Path) -> None:
-    code = "import os, sys; print(os.environ['WORD']); print('e', file=sys.stderr)"
+    code = "import os, sys; print(os.environ['WORD'], flush=True); print('e', file=sys.stderr)"
     assert (process.capture(python(code), env={"WORD": "w"}) or "").split() == ["w", "e"]
     assert process.capture(python("raise SystemExit(1)")) is None
     assert process.capture([str(tmp_path / "none")]) is None

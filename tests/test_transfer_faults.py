@@ -347,7 +347,8 @@ def test_an_address_that_is_none(place: Place) -> None:
 
 def test_a_disk_that_gets_full(place: Place) -> None:
     with (
-        small_disk(place.folder, "size=1m"), serving(os.urandom(2 * MIB)) as url,
+        small_disk(place.folder, "size=1m"),
+        serving(os.urandom(2 * MIB)) as url,
         pytest.raises(StorageError, match="no space left"),
     ):
         place.fetch(Wanted(url, place.folder / "file.gguf"))
