@@ -86,6 +86,7 @@ class Place:
             stop.set()
             thread.join()
         rate.clear()
+        self.hub.rest()
         assert isinstance(ended[0], process.Stopped)
         assert not wanted.target.exists()
 

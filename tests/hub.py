@@ -377,6 +377,10 @@ class Hub:
         """How many connections were open at the same time, at most."""
         return self._most["connections"]
 
+    def rest(self) -> None:
+        """Wait until no request is being answered, so that what was sent is counted exactly."""
+        self.wait(lambda: not self._now[""], "the end of all answers")
+
     def reset(self) -> None:
         """Begin to count anew."""
         with self.news:

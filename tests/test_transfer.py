@@ -112,6 +112,7 @@ def test_three_kills_cost_at_most_16_mib_each(place: Place) -> None:
         child.kill()
         child.wait()
     rate.clear()
+    place.hub.rest()
     before = place.hub.bytes_sent
     output, _ = start(place, big).communicate()
     assert output.strip() == big.sha256
