@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks import files
 from tasks.errors import ModelError
@@ -15,8 +16,9 @@ from tasks.layout import Layout, hub_id
 from tasks.settings import Settings
 from tasks.state import Json
 from tasks.step import Step
-from tasks.transfer import fetch
-from tasks.transfer.incomplete import Wanted
+
+if TYPE_CHECKING:
+    from tasks.transfer.incomplete import Wanted
 
 
 def folder_of(pinned: Pinned, layout: Layout) -> Path:
@@ -29,8 +31,8 @@ def folder_of(pinned: Pinned, layout: Layout) -> Path:
 def download_step(pinned: Pinned, model_id: str, layout: Layout, settings: Settings) -> Step:
     """Download the files of a choice, and have them all verified before one gets its name."""
     folder = folder_of(pinned, layout)
-    wanted = [pinned.manifest.file(name) for name in pinned.choice.names]
-    total = human_size(pinned.manifest.size(pinned.choice))
+    wanted = pinned.manifest.files_of(pinned.choice)
+    total = human_size(sum(file.size for file in wanted))
     label = pinned.choice.quantization or pinned.choice.kind
     name = pinned.name
 
@@ -75,6 +77,8 @@ def _what(pinned: Pinned) -> str:
 def _wanted(
     pinned: Pinned, file: RemoteFile, folder: Path, known: Mapping[str, FileSum], anew: bool
 ) -> Wanted:
+    from tasks.transfer.incomplete import Wanted
+
     made = known.get(file.name)
     name = pinned.name
     # Where only the model's id is named, its address is known without what may be secret.
@@ -101,10 +105,12 @@ def _refuse_link(place: Path, folder: Path) -> None:
 
 
 def _download(pinned: Pinned, jobs: Sequence[Wanted], layout: Layout, settings: Settings) -> None:
+    from tasks.transfer.fetch import fetch, reuse
+
     repo, commit = pinned.manifest.repo, pinned.manifest.commit
     missing = []
     for job in jobs:
-        found = None if job.anew else fetch.reuse(list(_copies(pinned, job, layout)), job)
+        found = None if job.anew else reuse(list(_copies(pinned, job, layout)), job)
         if found:
             files.note_sum(job.target, found)
         else:
@@ -119,7 +125,7 @@ def _download(pinned: Pinned, jobs: Sequence[Wanted], layout: Layout, settings: 
         )
     ours = api.headers() if "://" not in repo else {}
     with explained(repo, commit):
-        for path, found in fetch.fetch(missing, headers=ours, client=api.client()).items():
+        for path, found in fetch(missing, headers=ours, client=api.client()).items():
             files.note_sum(path, found)
 
 

@@ -53,19 +53,27 @@ class Plan:
         return self.vendor, self.toolchain, self.build, self.converter
 
     @property
+    def served(self) -> list[ModelSteps]:
+        """The model in effect, and what is served along with it."""
+        return [self.model, *(one for _, one in self.companions)]
+
+    @property
+    def companion_steps(self) -> list[Step]:
+        """Those that apply: of a local companion nobody needs to be told."""
+        return [step for _, one in self.companions for step in one.steps if not step.skip]
+
+    @property
     def steps(self) -> tuple[Step, ...]:
         """Every step but the tests' own."""
         models = [step for one in self.models for step in one.steps]
-        others = [step for _, one in self.companions for step in one.steps if not step.skip]
-        return (*self.shared, *models, *others)
+        return (*self.shared, *models, *self.companion_steps)
 
     @property
     def notes(self) -> list[str]:
         """Why the model is what it is, where that was a choice."""
-        served = [self.model, *(one for _, one in self.companions)]
         found = [
             one.model.pinned.choice.why
-            for one in served
+            for one in self.served
             if not isinstance(one.model, Unresolved) and one.model.pinned
         ]
         return [note for note in found if note]
@@ -77,10 +85,8 @@ class Plan:
     @property
     def prepared_by(self) -> list[str]:
         """Names of the tasks after which the model in effect can be served."""
-        served = [self.model, *(one for _, one in self.companions)]
-        tools = [self.converter] if any(not one.convert.skip for one in served) else []
-        others = [step for _, one in self.companions for step in one.steps if not step.skip]
-        steps = (self.vendor, self.build, *tools, *self.model.steps, *others)
+        tools = [self.converter] if any(not one.convert.skip for one in self.served) else []
+        steps = (self.vendor, self.build, *tools, *self.model.steps, *self.companion_steps)
         return [step.name for step in steps]
 
     def tidy(self) -> None:

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks.errors import ModelError, Refused
 
@@ -176,8 +177,17 @@ def default_intermediate(dtypes: Iterable[str]) -> str:
     return "bf16" if "bf16" in kinds else "f16"
 
 
-_MAX_SAFETENSORS_HEADER = 100_000_000
+MAX_SAFETENSORS_HEADER = 100_000_000
 """Bytes; the format's own limit."""
+
+
+def tensor_entries(header: bytes) -> list[dict[str, Any]]:
+    """What a safetensors file's header says of each tensor; ValueError and others where it is none.
+
+    https://huggingface.co/docs/safetensors
+    """
+    entries = json.loads(header.decode("utf-8"))
+    return [entry for name, entry in entries.items() if name != "__metadata__"]
 
 
 def safetensors_dtypes(path: Path) -> set[str]:
@@ -191,10 +201,9 @@ def safetensors_dtypes(path: Path) -> set[str]:
         with open(path, "rb") as file:
             size = path.stat().st_size
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_SAFETENSORS_HEADER):
+            if size < 8 or length > min(size - 8, MAX_SAFETENSORS_HEADER):
                 raise _damaged(path, "its first 8 bytes give no possible length of a header")
-            header = json.loads(file.read(length).decode("utf-8"))
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+            tensors = tensor_entries(file.read(length))
         dtypes = {entry["dtype"] for entry in tensors}
         ends = [operator.index(entry["data_offsets"][1]) for entry in tensors]
     except OSError as error:

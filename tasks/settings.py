@@ -75,18 +75,20 @@ def number(low: int, high: int) -> Parser:
     return parse
 
 
-def auto_or(parser: Parser) -> Parser:
+@dataclass(frozen=True)
+class AutoOr:
     """What `parser` takes, or `auto` (None): llamake decides."""
 
-    def parse(value: str, here: Path) -> Any:
+    parser: Parser
+
+    def __call__(self, value: str, here: Path) -> Any:
+        """None for `auto`; raises ValueError with the reason."""
         if value.lower() == "auto":
             return None
         try:
-            return parser(value, here)
+            return self.parser(value, here)
         except ValueError as error:
             raise ValueError(f"{error}, or auto") from None
-
-    return parse
 
 
 def one_of(*choices: str) -> Parser:
@@ -131,13 +133,11 @@ class Settings:
     hf_model: str | None = key(None, named, "the model as org/name[:TYPE][@REVISION] on the hub")
     gguf_path: Path | None = key(None, path, "the model as a GGUF file, used in place")
     safetensors_dir: Path | None = key(None, path, "the model as a safetensors folder")
-    quantization: str | None = key(
-        None, auto_or(quantization), "type to download or to quantize to"
-    )
+    quantization: str | None = key(None, AutoOr(quantization), "type to download or to quantize to")
     revision: str | None = key(None, named, "branch, tag or commit of the repository (main)")
     filename: str | None = key(None, named, "the GGUF to take from the repository")
     pattern: str | None = key(None, named, "take the GGUF that matches (as *Q5*)")
-    mmproj: str | None = key(None, auto_or(named), "projector of a vision model; no: without")
+    mmproj: str | None = key(None, AutoOr(named), "projector of a vision model; no: without")
     lora: str | None = key(None, named, "LoRA adapters (GGUF): files or references, with commas")
     draft_model: str | None = key(None, named, "small model that drafts: a file or a reference")
     sha256: str | None = key(None, sha256, "what the file of an https:// model must have")
@@ -145,13 +145,13 @@ class Settings:
     offline: bool = key(False, yes_no, "use no network for models")
     imatrix: Path | None = key(None, path, "importance matrix for the quantization")
     keep_f16: bool = key(True, yes_no, "keep the 16-bit file after quantizing")
-    port: int | None = key(8080, auto_or(number(1, 65535)), "port to listen on; auto: a free one")
+    port: int | None = key(8080, AutoOr(number(1, 65535)), "port to listen on; auto: a free one")
     host: str = key("127.0.0.1", named, "address to listen on")
-    threads: int | None = key(None, auto_or(number(1, 4096)), "threads for generation")
-    ctx_size: int | None = key(None, auto_or(number(1, 1 << 27)), "context size in tokens")
-    gpu_layers: int | None = key(None, auto_or(number(0, 1 << 20)), "layers to put on the GPU")
+    threads: int | None = key(None, AutoOr(number(1, 4096)), "threads for generation")
+    ctx_size: int | None = key(None, AutoOr(number(1, 1 << 27)), "context size in tokens")
+    gpu_layers: int | None = key(None, AutoOr(number(0, 1 << 20)), "layers to put on the GPU")
     device: str = key("auto", one_of("auto", "cpu", "cuda", "metal", "vulkan"), "what to build for")
-    platform: str | None = key(None, auto_or(named), "whose binaries to make (windows-x64)")
+    platform: str | None = key(None, AutoOr(named), "whose binaries to make (windows-x64)")
     alias: str | None = key(None, named, "model name in the API")
     api_key: str | None = key(None, named, "key that clients must send")
     args: tuple[str, ...] = key((), words, "more arguments for llama-server (or for pytest)")
@@ -174,10 +174,7 @@ def keys() -> dict[str, dataclasses.Field[Any]]:
 def show(item: dataclasses.Field[Any], value: Any) -> str:
     """A setting's value as a user would write it; `-` for none."""
     if value is None:
-        try:
-            return "auto" if item.metadata["parser"]("auto", Path()) is None else "-"
-        except ValueError:
-            return "-"
+        return "auto" if isinstance(item.metadata["parser"], AutoOr) else "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return (shlex.join(value) if isinstance(value, tuple) else str(value)) or "-"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tasks.errors import LlamakeError, ModelError, Refused
 from tasks.files import inside
-from tasks.hub.choice import Fit, choose
-from tasks.hub.fit import PREFERENCE
+from tasks.hub.choice import choose
+from tasks.hub.fit import PREFERENCE, Fit
 from tasks.hub.labels import parse_label
 from tasks.hub.listing import Kind, candidates, usable
 from tasks.hub.manifest import Choice, RemoteFile, Request

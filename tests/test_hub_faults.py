@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 from hub import DEADLINE_S, Hub
-from hub_sample import CONTENT, GGUF, REPO, get, url_of, write_sample
+from hub_sample import CONTENT, GGUF, REPO, api, folder, get, hub, no_proxy, url_of
 from huggingface_hub import (
     HfApi,
     get_hf_file_metadata,
@@ -23,29 +22,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import http_backoff
 from huggingface_hub.utils._xet import refresh_xet_connection_info
 
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_sample(tmp_path / "repo")
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever proxy the machine uses, loopback needs none."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture
-def hub(folder: Path) -> Iterator[Hub]:
-    with Hub() as hub:
-        hub.add(REPO, folder)
-        yield hub
-
-
-@pytest.fixture
-def api(hub: Hub) -> HfApi:
-    return HfApi(endpoint=hub.endpoint, token=False)
+__all__ = ["api", "folder", "hub", "no_proxy"]
 
 
 def location(hub: Hub) -> str:

@@ -6,13 +6,13 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hub import DEADLINE_S, Hub
-from hub_sample import CONTENT, GGUF, REPO, get, url_of, write_sample
+from hub_sample import CONTENT, GGUF, REPO, api, folder, get, hub, no_proxy, url_of
 from huggingface_hub import (
     HfApi,
     get_hf_file_metadata,
@@ -30,29 +30,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from proxy import Proxy
 
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return write_sample(tmp_path / "repo")
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever proxy the machine uses, loopback needs none."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture
-def hub(folder: Path) -> Iterator[Hub]:
-    with Hub() as hub:
-        hub.add(REPO, folder)
-        yield hub
-
-
-@pytest.fixture
-def api(hub: Hub) -> HfApi:
-    return HfApi(endpoint=hub.endpoint, token=False)
+__all__ = ["api", "folder", "hub", "no_proxy"]
 
 
 def download(hub: Hub, tmp_path: Path, name: str = GGUF, **more: Any) -> Path:

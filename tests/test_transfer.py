@@ -18,6 +18,7 @@ from downloads import MIB, REPO, TOKEN, Place, place, without_sum
 from tasks.errors import ModelError, StorageError
 from tasks.transfer import fetch, meter, ranges
 from tasks.transfer.fetch import Wanted
+from tasks.transfer.incomplete import Incomplete
 
 __all__ = ["place"]
 
@@ -306,3 +307,10 @@ def test_a_plain_download_has_no_token_to_lose(place: Place) -> None:
     place.fetch(wanted)
     assert not any(record.authorized for record in place.hub.asked("plain"))
     assert REPO not in place.hub.repos
+
+
+def test_what_is_fetched_anew_needs_its_room_once_more(place: Place) -> None:
+    [big] = place.add(big_gguf=MIB)
+    place.fetch(big)
+    assert Incomplete(big).missing() == 0
+    assert Incomplete(replace(big, anew=True)).missing() == MIB

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks import console
 from tasks.errors import ModelError
 from tasks.hub.errors import endpoint, explained
 from tasks.hub.manifest import Manifest, RemoteFile
-from tasks.transfer.errors import host_of
-from tasks.transfer.request import retry_after
+from tasks.transfer.errors import PASSING, host_of
+
+if TYPE_CHECKING:
+    import logging
 
 DEFAULT_REVISION = "main"
 TRIES = 4
@@ -24,7 +25,6 @@ _TRIES_IN_SILENCE = 2
 """So often a hub may send nothing, which takes the longest."""
 _MOST_LISTING_BYTES = 64 << 20
 _LONGEST_WAIT_S = 60.0
-_BUSY = (408, 429, 500, 502, 503, 504)
 _T = TypeVar("_T")
 
 
@@ -36,10 +36,12 @@ def offline() -> bool:
 
 def client() -> Any:
     """huggingface_hub's own HTTP client, which knows proxies and certificate authorities."""
+    import logging
+
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     for handler in logging.getLogger("huggingface_hub").handlers:
-        handler.addFilter(_UNSIGNED)
+        handler.addFilter(_unsigned)
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         # What companies set for other tools; the client itself reads only these two.
         if (bundle := os.environ.get(name)) and not os.environ.get("SSL_CERT_DIR"):
@@ -194,6 +196,8 @@ def patiently(ask: Callable[[], _T], tries: int = TRIES) -> _T:
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
+    from tasks.transfer.request import retry_after
+
     client()
     for attempt in range(1, tries + 1):
         wait = 0.0
@@ -202,7 +206,7 @@ def patiently(ask: Callable[[], _T], tries: int = TRIES) -> _T:
         except HfHubHTTPError as error:
             answer = error.response
             wait = retry_after(answer.headers) or 0.0
-            if answer.status_code not in _BUSY or attempt == tries or wait > _LONGEST_WAIT_S:
+            if answer.status_code not in PASSING or attempt == tries or wait > _LONGEST_WAIT_S:
                 raise
             if wait > 1:
                 text = f"answers {answer.status_code}: waiting {console.duration(wait)}, as it asks"
@@ -222,13 +226,8 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, httpx2.UnsupportedProtocol) or "CERTIFICATE" in str(error)
 
 
-class _Unsigned(logging.Filter):
-    """Takes what a server signed out of the addresses that huggingface_hub logs (HF_DEBUG)."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg = re.sub(r"(://[^\s?'\"]+)\?[^\s'\"]*", r"\1?…", record.getMessage())
-        record.args = ()
-        return True
-
-
-_UNSIGNED = _Unsigned()
+def _unsigned(record: logging.LogRecord) -> bool:
+    """Take what a server signed out of the addresses that huggingface_hub logs (HF_DEBUG)."""
+    record.msg = re.sub(r"(://[^\s?'\"]+)\?[^\s'\"]*", r"\1?…", record.getMessage())
+    record.args = ()
+    return True

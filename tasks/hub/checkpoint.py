@@ -24,13 +24,12 @@ _NO_PICKLES = re.compile(r"(?:.*/)?(?:openvino|training_args|optimizer|scheduler
 _MODELS_ELSEWHERE = "look on huggingface.co for a GGUF of this model: its page lists quantizations"
 
 
-def has_checkpoint(files: Sequence[RemoteFile]) -> bool:
-    """True where `checkpoint_files` finds one."""
+def convertible(files: Sequence[RemoteFile]) -> tuple[str, ...]:
+    """What `checkpoint_files` finds, () where there is none, or not all of it."""
     try:
-        checkpoint_files(files)
+        return checkpoint_files(files)
     except ModelError:
-        return False
-    return True
+        return ()
 
 
 def checkpoint_files(files: Sequence[RemoteFile], repo: str = "the repository") -> tuple[str, ...]:

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from tasks.errors import ModelError, Refused
-from tasks.hub.checkpoint import checkpoint_files, has_checkpoint
-from tasks.hub.fit import Fit as Fit
-from tasks.hub.fit import best_fit, refuse_several_models
+from tasks.hub.checkpoint import checkpoint_files, convertible
+from tasks.hub.fit import Fit, best_fit, refuse_several_models
 from tasks.hub.labels import match_rank, quantizable
 from tasks.hub.listing import Candidate, Kind, candidates, incomplete, place, some, there_is, usable
 from tasks.hub.manifest import Choice, RemoteFile, Request
@@ -196,7 +195,7 @@ def _converted(
     """The safetensors to convert, where no GGUF answers; the error says what there is."""
     possible = not request.pattern and role is not Kind.ADAPTER
     asked = request.quantization
-    if not (possible and has_checkpoint(listing)):
+    if not (possible and convertible(listing)):
         if pool:
             raise _no_quantization(pool, asked, repo)
         if ggufs or not possible:

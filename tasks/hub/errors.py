@@ -10,8 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from tasks import console, process
 from tasks.errors import LlamakeError, ModelError
-from tasks.transfer.errors import distrusted, host_of
-from tasks.transfer.request import retry_after
+from tasks.transfer.errors import distrusted, host_of, status_of
 
 
 def endpoint() -> str:
@@ -58,7 +57,7 @@ def explain(error: Exception, repo: str, revision: str = "") -> LlamakeError:
     if "://" in repo:
         return ModelError(
             f"{repo} cannot be had",
-            f"{host_of(repo)} answers {_status(response)}",
+            f"{host_of(repo)} answers {status_of(response)}",
             "check the address; a file for which one must log in has to be downloaded by hand",
         )
     return _refused(error, response, repo, revision)
@@ -67,6 +66,8 @@ def explain(error: Exception, repo: str, revision: str = "") -> LlamakeError:
 def _refused(error: Exception, response: Any, repo: str, revision: str) -> ModelError:
     """What the hub's answer with an error means."""
     from huggingface_hub import errors
+
+    from tasks.transfer.request import retry_after
 
     host, status, token = host_of(endpoint()), response.status_code, has_token()
     login = "set HF_TOKEN or run 'hf auth login'"
@@ -113,7 +114,7 @@ def _refused(error: Exception, response: Any, repo: str, revision: str) -> Model
         )
     if isinstance(error, errors.DisabledRepoError):
         return ModelError(f"{repo} was disabled by {host}", fix="choose another model")
-    why = f"{host} answers {_status(response)}"
+    why = f"{host} answers {status_of(response)}"
     if status == 429:
         wait = retry_after(response.headers)
         asked = f", and asks to wait {console.duration(wait)}" if wait else ""
@@ -183,10 +184,6 @@ def unresolved(repo: str, why: str) -> ModelError:
 
 def _said(response: Any) -> str:
     return str(response.headers.get("X-Error-Message", ""))
-
-
-def _status(response: Any) -> str:
-    return f"{response.status_code} {response.reason_phrase}".strip()
 
 
 def _reason(error: Exception) -> str:

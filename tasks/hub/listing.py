@@ -182,6 +182,7 @@ def place(one: Candidate) -> tuple[int, int, int, str]:
 
 
 def incomplete(one: Candidate, repo: str) -> ModelError:
+    """The error for a split GGUF of which parts are missing."""
     return ModelError(
         f"{one.shown} in {repo} is incomplete",
         f"there is no {some(one.missing)}",
@@ -207,6 +208,7 @@ def listed(pool: Sequence[Candidate], by_name: bool = False) -> str:
 
 
 def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     return ", ".join(islice(names, _SOME)) + _more(len(names) - _SOME)
 
 

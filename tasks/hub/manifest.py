@@ -100,9 +100,10 @@ class Manifest:
         """The file with a name; KeyError where there is none."""
         return {file.name: file for file in self.files}[name]
 
-    def size(self, choice: Choice) -> int:
-        """Bytes to download for a choice."""
-        return sum(self.file(name).size for name in choice.names)
+    def files_of(self, choice: Choice) -> list[RemoteFile]:
+        """Every file to download for a choice."""
+        by_name = {file.name: file for file in self.files}
+        return [by_name[name] for name in choice.names]
 
 
 @dataclass(frozen=True)

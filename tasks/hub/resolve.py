@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ from tasks.errors import ModelError, Refused
 from tasks.gguf_format import Value
 from tasks.gguf_header import read_prefix
 from tasks.hub import api, choice, manifest
-from tasks.hub.checkpoint import checkpoint_files
+from tasks.hub.checkpoint import convertible
 from tasks.hub.errors import explained, unresolved
 from tasks.hub.fit import Fit
 from tasks.hub.listing import Kind
@@ -23,13 +22,11 @@ from tasks.hub.listing import usable as usable_files
 from tasks.hub.manifest import Choice, Manifest, Pinned, RemoteFile, Request, choice_key
 from tasks.hub.reference import Url
 from tasks.layout import Layout
-from tasks.quantization import default_intermediate
+from tasks.quantization import MAX_SAFETENSORS_HEADER, default_intermediate, tensor_entries
 from tasks.settings import Settings
 
 _HEADER_BYTES = 256 << 10
 """What decides the context's size stands before the vocabulary, in the first kilobytes."""
-_MOST_HEADER_BYTES = 100_000_000
-"""The limit of the safetensors format."""
 
 
 class Access(enum.Enum):
@@ -97,16 +94,15 @@ def keep(
     """Write a choice to the manifest, with the commit it belongs to."""
     before = {choice.when for one in known for choice in one.choices.values()}
     now = manifest.later_than(known)
-    found = dataclasses.replace(found, when=now)
+    ours = dataclasses.replace(found, when=now)
 
     def add(one: Manifest) -> Manifest:
-        nonlocal found
-        if key in one.choices and one.choices[key].when not in before:
-            found = one.choices[key]  # Made by another llamake, while this one asked.
+        theirs = one.choices.get(key)  # Perhaps of another llamake, while this one asked.
+        chosen = theirs if theirs and theirs.when not in before else ours
         return dataclasses.replace(
             one,
             asked={**one.asked, revision: now},
-            choices={**one.choices, key: found},
+            choices={**one.choices, key: chosen},
         )
 
     kept = manifest.update(layout, listed, add)
@@ -146,7 +142,7 @@ def _same_files(made: Pinned, listed: Manifest) -> bool:
     there = {file.name: file for file in listed.files}
     names = made.choice.names
     # A shard or a tokenizer file may have come on top.
-    if made.choice.kind == "safetensors" and set(_needed(listed)) != set(names):
+    if made.choice.kind == "safetensors" and set(convertible(listed.files)) != set(names):
         return False
     return all(there.get(name) == made.manifest.file(name) for name in names)
 
@@ -154,18 +150,10 @@ def _same_files(made: Pinned, listed: Manifest) -> bool:
 def _again(made: Pinned | None, listed: Manifest) -> Choice | None:
     """The same GGUFs, or again the safetensors, of a newer commit: a choice once made stays."""
     if made and made.choice.kind == "safetensors":
-        names = _needed(listed)
+        names = convertible(listed.files)
         return dataclasses.replace(made.choice, files=names) if names else None
     there = {file.name for file in listed.files}
     return made.choice if made and there.issuperset(made.choice.names) else None
-
-
-def _needed(listed: Manifest) -> tuple[str, ...]:
-    """What conversion needs of a repository, whichever GGUFs it holds; () where it cannot be."""
-    try:
-        return checkpoint_files(usable_files(listed.files), listed.repo)
-    except ModelError:
-        return ()
 
 
 def _choose(
@@ -208,12 +196,11 @@ def _intermediate(listed: Manifest, name: str, tries: int) -> str:
     with explained(listed.repo, listed.commit):
         start, _ = api.read_start(url, _HEADER_BYTES, tries=tries)
         length = int.from_bytes(start[:8], "little")
-        if length > min(_MOST_HEADER_BYTES, listed.file(name).size):
+        if length > min(MAX_SAFETENSORS_HEADER, listed.file(name).size):
             raise ValueError(f"{name} is not a safetensors file")
         if length > len(start) - 8:
             start, _ = api.read_start(url, 8 + length, tries=tries)
-        header = json.loads(start[8 : 8 + length])
-        tensors = [entry for key, entry in header.items() if key != "__metadata__"]
+        tensors = tensor_entries(start[8 : 8 + length])
         return default_intermediate({str(entry["dtype"]) for entry in tensors})
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tasks.errors import ModelError
 from tasks.transfer import ranges
-from tasks.transfer.incomplete import Wanted
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from tasks.transfer.incomplete import Wanted
+
+PASSING = (408, 429, 500, 502, 503, 504)
+"""Statuses after which the same request may do."""
 
 
 def host_of(url: str) -> str:
     """The part of a URL that may be shown: no path, no query, no user."""
     return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def status_of(response: httpx2.Response) -> str:
+    """As '404 Not Found'."""
+    return f"{response.status_code} {response.reason_phrase}".strip()
 
 
 def refused(wanted: Wanted, why: str) -> ModelError:

@@ -42,6 +42,13 @@ class Wanted:
         return self.label or self.target.name
 
     @property
+    def on_hub(self) -> bool:
+        """True where the hub itself serves it, not another server."""
+        from huggingface_hub import constants
+
+        return self.url.startswith(constants.ENDPOINT.rstrip("/") + "/") and "/resolve/" in self.url
+
+    @property
     def expected(self) -> str:
         """The checksum that must hold, '' where none is known."""
         return self.sha256 or self.git_sha1
@@ -166,8 +173,7 @@ class Incomplete:
         os.replace(self.path, aside)
         self.journal.unlink(missing_ok=True)
         # Only what a user gives for an address can be wrong itself.
-        on_hub = "/resolve/" in self.wanted.url
-        or_wrong = "" if on_hub else " or sha256= is wrong (refresh=yes forgets it)"
+        or_wrong = "" if self.wanted.on_hub else " or sha256= is wrong (refresh=yes forgets it)"
         return ModelError(
             f"{self.wanted.name} is not what it should be; it is kept as {aside}",
             f"its checksum is {digest.actual[:12]}…, not {self.wanted.expected[:12]}…",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
 from tasks.errors import ModelError
-from tasks.transfer.errors import distrusted, host_of, refused, unexpected
+from tasks.transfer.errors import PASSING, distrusted, host_of, refused, status_of, unexpected
 from tasks.transfer.incomplete import Wanted
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ LONGEST_ASKED_WAIT_S = 3600.0
 _REDIRECTS = 10
 _PAGE = 1 << 16
 """Bytes of an error's text that are read."""
-_PASSING = (408, 429, 500, 502, 503, 504)
 _EXPIRED = (401, 403, 404, 410)
 
 
@@ -161,9 +160,9 @@ def _judge(
         total = int(length) if length.isdigit() and not encoded else None
         return Answer(response, url, 0, total, total, False, "")
     name = host_of(url)
-    if status in _PASSING:
+    if status in PASSING:
         _refuse_long_wait(wait := retry_after(headers), wanted, name)
-        raise Unsteady(f"{name} answers {_status(response)}", wait, busy=status in (429, 503))
+        raise Unsteady(f"{name} answers {status_of(response)}", wait, busy=status in (429, 503))
     if status == 416 and headers.get("content-range", "") == "bytes */0":
         raise NoRanges  # It is empty, and no range is in it.
     if status == 416:
@@ -171,7 +170,7 @@ def _judge(
         raise unexpected(wanted, url, f"does not have the bytes {own_range} of it")
     at_home = _origin(url) == _origin(wanted.url)
     if not at_home and status in _EXPIRED:
-        raise Expired(f"{name} answers {_status(response)}")
+        raise Expired(f"{name} answers {status_of(response)}")
     if (
         at_home
         and 400 <= status < 500
@@ -179,9 +178,9 @@ def _judge(
         and not (status in (401, 403, 404) and "x-error-code" in headers)
     ):
         raise NeedsXet
-    if at_home and is_hub(wanted.url):
+    if at_home and wanted.on_hub:
         _raise_as_hub(response, wanted)
-    raise refused(wanted, f"{name} answers {_status(response)}")
+    raise refused(wanted, f"{name} answers {status_of(response)}")
 
 
 def _part(response: httpx2.Response, wanted: Wanted, url: str, span: tuple[int, int]) -> Answer:
@@ -219,17 +218,6 @@ def _refuse_long_wait(wait_s: float | None, wanted: Wanted, name: str) -> None:
             f"{name} asks to wait {wait_s / 3600:.0f} hours",
             "run the same again then: it goes on where this one ended",
         )
-
-
-def _status(response: httpx2.Response) -> str:
-    return f"{response.status_code} {response.reason_phrase}".strip()
-
-
-def is_hub(url: str) -> bool:
-    """True where the hub itself serves this address."""
-    from huggingface_hub import constants
-
-    return url.startswith(constants.ENDPOINT.rstrip("/") + "/") and "/resolve/" in url
 
 
 def _raise_as_hub(response: httpx2.Response, wanted: Wanted) -> None:

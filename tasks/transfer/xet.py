@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Mapping
 
 from tasks.errors import ModelError
-from tasks.transfer import request
 from tasks.transfer.errors import host_of
 from tasks.transfer.incomplete import Incomplete, Wanted
 
@@ -17,7 +16,7 @@ def demanded(wanted: Wanted) -> bool:
     from huggingface_hub import constants
 
     size = wanted.size or 0
-    return size > constants.MAX_HTTP_DOWNLOAD_SIZE and request.is_hub(wanted.url)
+    return size > constants.MAX_HTTP_DOWNLOAD_SIZE and wanted.on_hub
 
 
 def download(wanted: Wanted, disk: Incomplete, headers: Mapping[str, str]) -> None:
