@@ -40,6 +40,16 @@ def test_a_known_file_is_read_again_only_when_its_stat_moved(tmp_path: Path) -> 
     assert files.file_sum(path, forged).sha256 == known.sha256
 
 
+def test_a_sum_that_was_just_taken_is_not_taken_again(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_text("one")
+    found = files.file_sum(path)
+    files.note_sum(path, files.FileSum("noted", found.size, found.mtime_ns, found.inode))
+    assert files.file_sum(path).sha256 == "noted"
+    os.utime(path, ns=(0, found.mtime_ns + 1))
+    assert files.file_sum(path).sha256 == found.sha256
+
+
 def test_a_replaced_file_is_seen_though_size_and_time_are_the_same(tmp_path: Path) -> None:
     path, other = tmp_path / "f", tmp_path / "g"
     path.write_text("one")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,27 @@ def test_a_file_that_another_repository_has_too_is_not_downloaded(single: HubPro
     assert f"copy-Q4_K_M.gguf was there already: {single.place() / NAME}" in said
     assert single.hub.bytes_sent == 0
     assert (single.place("other/copy") / "copy-Q4_K_M.gguf").read_bytes() == content
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_the_hugging_face_cache_holds_is_not_downloaded(
+    online: HubProject, damaged: bool
+) -> None:
+    online.upload({**online.quantizations("Q4_K_M"), **README})
+    code = "import sys, huggingface_hub; print(huggingface_hub.hf_hub_download(*sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, REPO, NAME]
+    done = subprocess.run(argv, env=online.env, check=True, stdout=subprocess.PIPE, text=True)
+    blob = Path(done.stdout.strip()).resolve()
+    right = blob.read_bytes()
+    if damaged:
+        flip_byte(blob)
+    before = blob.read_bytes()
+    online.hub.reset()
+    said = online.doit("prepare", MODEL)
+    assert (f"{NAME} was there already: {blob}" in said) == (not damaged)
+    assert online.hub.bytes_sent == (len(right) if damaged else 0)
+    assert (online.place() / NAME).read_bytes() == right
+    assert blob.read_bytes() == before
 
 
 def test_models_copied_elsewhere_are_taken_as_they_are(single: HubProject) -> None:
